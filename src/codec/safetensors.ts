@@ -169,9 +169,16 @@ export const writeHeader = (metadata: Readonly<Record<string, string>>, tensors:
   atOnce(writeHeaderInTurns(metadata, tensors));
 
 export function* writeHeaderInTurns(metadata: Readonly<Record<string, string>>, tensors: readonly TensorDescription[]): Task<Buffer> {
-  const ordered = Object.fromEntries(Object.entries(metadata).sort(([a], [b]) => (a < b ? -1 : 1)));
-  let text = `{"${METADATA}":${JSON.stringify(ordered)}`;
   const pieces: Buffer[] = [];
+  let text = `{"${METADATA}":{`;
+  for (const [index, [key, value]] of (yield* sorted(Object.entries(metadata), ([a], [b]) => compareUtf8(a, b))).entries()) {
+    text += `${index === 0 ? "" : ","}${JSON.stringify(key)}:${JSON.stringify(value)}`;
+    if (index % ITEMS_PER_YIELD < ITEMS_PER_YIELD - 1) continue;
+    pieces.push(Buffer.from(text));
+    text = "";
+    yield;
+  }
+  text += "}";
   let offset = 0;
   for (const [index, { name, dtype, shape }] of tensors.entries()) {
     const start = offset;

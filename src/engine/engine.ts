@@ -5,7 +5,6 @@ import type { Parts } from "../codec/parts.ts";
 import { headerEnd, readSafetensorsInTurns } from "../codec/safetensors.ts";
 import { CHEAP_ITEMS_PER_YIELD, inTurns, type Run, SerialQueue, type Task } from "../codec/turns.ts";
 import type { DistancesParams, InitParams, NormsParams, PlanParams, ReduceParams, StepParams } from "../generated/wire.gen.ts";
-import type { OptimizerDefinition } from "../optimizers/registry.ts";
 import type { Pool } from "../pool/pool.ts";
 import { canonicalText } from "./canonical.ts";
 import { copyRest } from "./copies.ts";
@@ -272,8 +271,8 @@ export class Engine {
   }
 
   /** Converts the moments of a state to the format of `stateDtype`. Throws UNSUPPORTED_DTYPE. */
-  async convertMoments(state: State, optimizer: OptimizerDefinition, stateDtype: string, lease: Lease, queueTime: QueueTime, run: Run): Promise<void> {
-    const targets = await run(planMoments(state, optimizer, stateDtype, lease, this.#pool));
+  async convertMoments(state: State, stateDtype: string, lease: Lease, queueTime: QueueTime, run: Run): Promise<void> {
+    const targets = await run(planMoments(state, stateDtype, lease, this.#pool));
     if (targets.length > 0) await convertMoments(targets, lease, this.#pool, queueTime);
   }
 

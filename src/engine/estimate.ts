@@ -6,7 +6,7 @@ import { pointerEscape, StepdError } from "../errors/errors.ts";
 import type { PlanParams } from "../generated/wire.gen.ts";
 import { compile, type StepTarget } from "./layout.ts";
 import { match } from "./match.ts";
-import { codesOf, SCALAR_BYTES, scaleCount } from "./state.ts";
+import { codesOf, SCALAR_BYTES, scalarSlotsOf, scaleCount } from "./state.ts";
 import { requireCountable, withOffsets } from "./tensors.ts";
 
 // These upper bounds cover everything in the arena except tensors, such as the encoded job.
@@ -47,8 +47,7 @@ export function* estimate({ tensors, grad_dtype: gradDtype, ...options }: PlanPa
   const grads = gradDtype === undefined ? params : yield* fileOf(params.tensors.map(({ name, shape }) => ({ name, shape, dtype: gradDtype })));
   // A step that measures its gradients takes the most memory. These options make the step measure them.
   const layout = yield* compile({ ...options, non_finite: "skip", stats: "tensor" }, yield* match({ params, grads, state: undefined }), kernel);
-  const scalars = (1 + Object.keys(layout.plan.optimizer.scalarSlots ?? {}).length) * SCALAR_BYTES;
-  const costs = yield* mapped(layout.targets, (target) => costOf(target, scalars));
+  const costs = yield* mapped(layout.targets, costOf);
   const total = (key: keyof Cost): number => costs.reduce((sum, cost) => sum + cost[key], 0);
   const paramHeader = params.header?.length ?? 0;
   const stateBytes = total("state") + (layout.output?.header.length ?? 0);
@@ -83,12 +82,12 @@ interface Cost {
   readonly wideGrad: number;
 }
 
-const costOf = ({ elements, recipe: { param, grad, slots, wideGradStride } }: StepTarget, scalars: number): Cost => {
+const costOf = ({ elements, recipe: { param, grad, optimizer, slots, wideGradStride } }: StepTarget): Cost => {
   const bytes = (dtype: string): number => elements * (bytesOf(dtype) as number);
   return {
     param: bytes(param),
     grad: bytes(grad),
-    state: scalars + slots.reduce((sum, [slot, , dtype]) => sum + slotBytes(slot, dtype, elements), 0),
+    state: (1 + scalarSlotsOf(optimizer).length) * SCALAR_BYTES + slots.reduce((sum, [slot, , dtype]) => sum + slotBytes(slot, dtype, elements), 0),
     wideGrad: elements * wideGradStride,
   };
 };

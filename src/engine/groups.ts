@@ -5,11 +5,6 @@ import type { Hyperparameters, OptimizerDefinition, Values } from "../optimizers
 /** The optimizer object of a validated request. It has only the hyperparameters that the caller gave. */
 export type OptimizerInput = Readonly<Record<string, unknown>> & { readonly name: string };
 
-export interface Group {
-  readonly tensors: readonly string[];
-  readonly optimizer: OptimizerInput;
-}
-
 /** Returns all hyperparameters of an optimizer: the given values, and defaults for the others. */
 export const withDefaults = ({ hyperparameters }: OptimizerDefinition, given: OptimizerInput): Values<Hyperparameters> => {
   const values: Record<string, unknown> = {};
@@ -52,7 +47,7 @@ export const requireFewPatterns = (groups: readonly { readonly tensors: readonly
 };
 
 /** Returns a function that maps a tensor's name to the index of the first matching group, or to -1. */
-export const groupFinder = (groups: readonly Group[]): ((name: string) => number) => {
+export const groupFinder = (groups: readonly { readonly tensors: readonly string[] }[]): ((name: string) => number) => {
   const exact = new Map<string, number>();
   const patterns: (readonly [group: number, matches: (name: string) => boolean])[] = [];
   groups.forEach(({ tensors }, index) => {

@@ -15,8 +15,9 @@ export const init = async (options: StepOptions, file: TensorFile, lease: Lease,
   const layout = await run(compileInitialLayout(options, file, (name) => pool.kernel(name)));
   const bases = [file.bytes.byteOffset, 0, 0, await inTurns(createSlots(layout, lease)), 0, 0];
   await new Runner(lease, pool, queueTime, bases).run(layout.targets, ({ recipe }) => recipe.fill, true);
-  const initialScalars: Readonly<Record<string, number>> = { ...layout.plan.optimizer.scalarSlots, [STEP]: 0 };
-  return inTurns(writeOutput(layout.output as StateOutput, undefined, bases, (_, scalar) => initialScalars[scalar], lease));
+  const initialScalar = (target: number, scalar: string): number | undefined =>
+    scalar === STEP ? 0 : layout.targets[target]?.recipe.optimizer.scalarSlots?.[scalar];
+  return inTurns(writeOutput(layout.output as StateOutput, undefined, bases, initialScalar, lease));
 };
 
 function* compileInitialLayout(options: StepOptions, file: TensorFile, kernel: (name: string) => number): Task<Layout> {

@@ -7,13 +7,23 @@ import { compareCanonical, type Safetensors, type TensorDescription, type Tensor
 import { CHEAP_ITEMS_PER_YIELD, ITEMS_PER_YIELD, sorted, type Task } from "../codec/turns.ts";
 import { StepdError } from "../errors/errors.ts";
 import type { StepParams } from "../generated/wire.gen.ts";
-import type { Hyperparameters, Values } from "../optimizers/registry.ts";
-import { groupFinder } from "./groups.ts";
+import type { Hyperparameters, OptimizerDefinition, Values } from "../optimizers/registry.ts";
 import type { Matched, Pair } from "./match.ts";
-import { type Plan, planOf } from "./plan.ts";
+import { normLimit, type Plan, planOf } from "./plan.ts";
 import { type Recipe, type RecipeInput, Recipes, type TensorOptions } from "./recipe.ts";
 import { type KernelCall, NEW_SLOTS, STATE, sumBytes, type Target } from "./runner.ts";
-import { codesOf, MASTER_PARAM, newStateHeader, requiredSlots, requireFamily, STEP, type StateHeader, scaleCount } from "./state.ts";
+import {
+  codesOf,
+  MASTER_PARAM,
+  newStateHeader,
+  type OtherOptimizers,
+  requireContinuable,
+  requiredSlots,
+  STEP,
+  type StateHeader,
+  scalarSlotsOf,
+  scaleCount,
+} from "./state.ts";
 import { withOffsets } from "./tensors.ts";
 
 /** A step's call without its tensors. */
@@ -42,6 +52,7 @@ export interface OutputEntry extends TensorDescription {
 /** The file of the new state. */
 export interface StateOutput {
   readonly header: Buffer;
+  readonly others: OtherOptimizers;
   /** The entries in canonical order. */
   readonly entries: readonly OutputEntry[];
 }
@@ -66,7 +77,7 @@ export interface Layout {
   readonly options: StepOptions;
   readonly plan: Plan;
   /** The optimizer's own limit of the norm over all gradients, if it has one. */
-  readonly maxGradNorm: number | undefined;
+  readonly maxGradNorm: number | null;
   /** True if a separate pass measures all gradients before the first stage: to clip by norm, or because the step may be skipped or rejected. */
   readonly isMeasured: boolean;
   /** The targets, sorted by the bytes of their names: the order in the request must not change the result. */
@@ -86,9 +97,12 @@ export interface Layout {
   readonly initialValues: readonly InitialValue[];
   /** True if the caller can recover the new parameters from the rounded ones or from the state. */
   readonly isRecoverable: boolean;
-  /** The number of updated elements per dtype, for metrics. */
-  readonly elements: Readonly<Record<string, number>>;
+  /** The number of updated elements by optimizer and dtype, for metrics. */
+  readonly elements: ElementCounts;
 }
+
+/** The number of elements by optimizer, then by dtype. */
+export type ElementCounts = Readonly<Record<string, Readonly<Record<string, number>>>>;
 
 /** Widened gradients start at a cache line. */
 const ALIGNMENT = 64;
@@ -102,12 +116,11 @@ export const aligned = (bytes: number): number => Math.ceil(bytes / ALIGNMENT) *
 export function* compile(options: StepOptions, matched: Matched, kernel: (name: string) => number, values?: readonly Values<Hyperparameters>[]): Task<Layout> {
   const { clip = {}, non_finite: nonFinite = "error", stats = "none", reply = {}, master_weights: masterWeights = false } = options;
   const plan = planOf(options);
-  const { optimizer } = plan;
-  const maxGradNorm = normLimit(plan);
-  if (clip.total_norm !== undefined && clip.max_norm === undefined && maxGradNorm === undefined) {
+  const maxGradNorm = normLimit(plan.base);
+  if (clip.total_norm !== undefined && clip.max_norm === undefined && maxGradNorm === null) {
     throw StepdError.mismatch("INVALID_PARAMS", "/clip/total_norm", "max_norm beside it, or an optimizer with max_grad_norm", "neither");
   }
-  const needsNorm = (clip.max_norm !== undefined || maxGradNorm !== undefined) && clip.total_norm === undefined;
+  const needsNorm = (clip.max_norm !== undefined || maxGradNorm !== null) && clip.total_norm === undefined;
   const isMeasured = needsNorm || nonFinite === "skip" || (nonFinite === "error" && options.others_non_finite === true);
   const tensorOptions: TensorOptions = {
     lossScale: options.loss_scale ?? 1,
@@ -119,8 +132,9 @@ export function* compile(options: StepOptions, matched: Matched, kernel: (name: 
     isRounded: reply.params === "bf16",
   };
 
-  const { params, pairs, state, resting, isCanonical, firstMaster, elements } = matched;
-  if (state) requireFamily(state, optimizer);
+  const { params, pairs, state, resting, isCanonical, firstMaster } = matched;
+  const others = yield* otherOptimizers(plan, matched);
+  if (state) yield* requireContinuable(state, (name) => others.get(name) ?? plan.base.optimizer);
   if (firstMaster !== undefined && !masterWeights) {
     throw StepdError.mismatch("STATE_MISMATCH", "/state", "master_weights: true, because the state has master copies", "false", [firstMaster]);
   }
@@ -129,6 +143,7 @@ export function* compile(options: StepOptions, matched: Matched, kernel: (name: 
 
   const targets: StepTarget[] = [];
   const newSlots: NewSlot[] = [];
+  const elementsOf: Record<string, Record<string, number>> = {};
   let workBytes = 0;
   for (const [index, pair] of pairs.entries()) {
     const { param, grad, stateEntries } = pair;
@@ -145,12 +160,15 @@ export function* compile(options: StepOptions, matched: Matched, kernel: (name: 
       }
       offsets.push(stateEntries?.slots.get(slot)?.offset ?? 0);
     }
+    const { optimizer } = recipe;
     targets.push({ name, elements, offsets, sums: workBytes, recipe, step: stateEntries?.step, scalars: optimizer.scalarSlots && stateEntries?.scalars });
+    elementsOf[optimizer.name] ??= {};
+    const counts = elementsOf[optimizer.name] as Record<string, number>;
+    counts[param.dtype] = (counts[param.dtype] ?? 0) + elements;
     workBytes += sumBytes(elements, recipe.columns);
   }
-  const { newSlotBytes, initialValues } = yield* assignOffsets(newSlots, targets, optimizer.initial);
-  const isInPlace =
-    isCanonical && newSlots.length === 0 && state?.optimizer === optimizer && state.revision === optimizer.revision && !addsScalars(targets, optimizer);
+  const { newSlotBytes, initialValues } = yield* assignOffsets(newSlots, targets);
+  const isInPlace = isCanonical && newSlots.length === 0 && state !== undefined && hasOptimizers(state, plan, others) && !addsScalars(targets);
   return {
     options,
     plan,
@@ -160,7 +178,7 @@ export function* compile(options: StepOptions, matched: Matched, kernel: (name: 
     recipeCount: recipeCache.count,
     stages: targets.reduce((most, { recipe }) => Math.max(most, recipe.phases.length), 0),
     resting,
-    output: isInPlace ? undefined : yield* stateOutputOf(plan, targets, newSlots, state),
+    output: isInPlace ? undefined : yield* stateOutputOf(plan, others, targets, newSlots, state),
     rounding: tensorOptions.isRounded ? yield* roundingOf(params, recipes) : undefined,
     newSlotBytes,
     workBytes,
@@ -168,20 +186,42 @@ export function* compile(options: StepOptions, matched: Matched, kernel: (name: 
     isRecoverable: targets.every(
       ({ recipe: { param, slots } }) => (tensorOptions.isRounded && param === "BF16") || slots.some(([slot]) => slot === MASTER_PARAM),
     ),
-    elements,
+    elements: elementsOf,
   };
 }
 
-/** Returns the optimizer's own limit of the norm over all gradients, if it has one. */
-const normLimit = ({ optimizer, base }: Plan): number | undefined =>
-  optimizer.normLimit === undefined ? undefined : ((base[optimizer.normLimit] as number | null) ?? undefined);
+/** Finds the parameters of a call and of its state that are under another optimizer than the base. */
+function* otherOptimizers(plan: Plan, { pairs, state }: Matched): Task<OtherOptimizers> {
+  const others = new Map<string, OptimizerDefinition>();
+  if (plan.hasOneOptimizer) return others;
+  let found = 0;
+  const add = (name: string): void => {
+    const { optimizer } = plan.settingsOf(name);
+    if (optimizer !== plan.base.optimizer) others.set(name, optimizer);
+  };
+  for (const { param } of pairs) {
+    add(param.name);
+    if (++found % ITEMS_PER_YIELD === 0) yield;
+  }
+  for (const name of state?.parameters.keys() ?? []) {
+    add(name);
+    if (++found % ITEMS_PER_YIELD === 0) yield;
+  }
+  return others;
+}
+
+/** True if a state names the call's optimizers in their current revisions. */
+const hasOptimizers = (state: StateHeader, plan: Plan, others: OtherOptimizers): boolean => {
+  const isCurrent = ({ name, revision }: OptimizerDefinition): boolean => state.revisions.get(name) === revision;
+  if (state.optimizer !== plan.base.optimizer || !isCurrent(state.optimizer) || state.others.size !== others.size) return false;
+  return [...others].every(([name, optimizer]) => state.others.get(name) === optimizer && isCurrent(optimizer));
+};
 
 class RecipeCache {
   readonly #plan: Plan;
   readonly #recipes: Recipes;
   readonly #tensorOptions: TensorOptions;
   readonly #masterWeights: boolean;
-  readonly #groupOf: (name: string) => number;
   readonly #recipesOf = new Map<Values<Hyperparameters>, Map<string, Recipe>>();
   count = 0;
 
@@ -190,22 +230,19 @@ class RecipeCache {
     this.#recipes = recipes;
     this.#tensorOptions = tensorOptions;
     this.#masterWeights = masterWeights;
-    this.#groupOf = groupFinder(plan.groups);
   }
 
   /** Returns the recipe of a pair. `changed` replaces the hyperparameters of its group. */
   of({ param, grad, stateEntries, recipeKey: key }: Pair, changed: Values<Hyperparameters> | undefined): Recipe {
-    const { optimizer, groups, base } = this.#plan;
-    const group = this.#groupOf(param.name);
-    const values = changed ?? groups[group]?.values ?? base;
+    const { optimizer, values: own, field } = this.#plan.settingsOf(param.name);
+    const values = changed ?? own;
     const byKey = this.#recipesOf.get(values) ?? new Map<string, Recipe>();
     this.#recipesOf.set(values, byKey);
     let recipe = byKey.get(key);
     if (recipe) return recipe;
     const { state_dtype: stateDtype = "F32" } = values as { readonly state_dtype?: string };
     if (stateDtype !== "F32" && param.dtype === "F64") {
-      const field = `${group < 0 ? "" : `/groups/${group}`}/optimizer/state_dtype`;
-      throw StepdError.mismatch("UNSUPPORTED_DTYPE", field, "F32 for a parameter in F64, whose moments are F64", stateDtype, [param.name]);
+      throw StepdError.mismatch("UNSUPPORTED_DTYPE", `${field}/state_dtype`, "F32 for a parameter in F64, whose moments are F64", stateDtype, [param.name]);
     }
     const slots = requiredSlots(optimizer, values, param, this.#masterWeights).map(([slot, dtype]) => [slot, !stateEntries?.slots.has(slot), dtype] as const);
     for (const [slot, isNew, dtype] of slots) {
@@ -219,9 +256,8 @@ class RecipeCache {
     const input: RecipeInput = {
       param: param.dtype,
       grad: grad.dtype,
+      optimizer,
       values,
-      stages: optimizer.stages(values),
-      moments: optimizer.moments ?? {},
       slots,
       isFirst: newSlots.length > 0,
       slotsRequiredLater,
@@ -247,7 +283,6 @@ interface NewSlot extends TensorDescription {
 function* assignOffsets(
   newSlots: readonly NewSlot[],
   targets: readonly StepTarget[],
-  initial: Plan["optimizer"]["initial"],
 ): Task<{ readonly newSlotBytes: number; readonly initialValues: readonly InitialValue[] }> {
   const initialValues: InitialValue[] = [];
   let newSlotBytes = 0;
@@ -255,7 +290,7 @@ function* assignOffsets(
     if (index % CHEAP_ITEMS_PER_YIELD === CHEAP_ITEMS_PER_YIELD - 1) yield;
     const { offsets, recipe } = targets[target] as StepTarget;
     (offsets as number[])[at] = newSlotBytes;
-    const value = initial?.(recipe.values)[slot] ?? 0;
+    const value = recipe.optimizer.initial?.(recipe.values)[slot] ?? 0;
     if (value !== 0) initialValues.push({ offset: newSlotBytes, elements, dtype, value });
     newSlotBytes += elements * (bytesOf(dtype) as number);
   }
@@ -263,16 +298,19 @@ function* assignOffsets(
 }
 
 /** True if the step adds a step count or a scalar slot to the state. */
-const addsScalars = (targets: readonly StepTarget[], { scalarSlots = {} }: Plan["optimizer"]): boolean => {
-  const slots = Object.keys(scalarSlots);
-  return targets.some(({ step, scalars }) => step === undefined || slots.some((slot) => !scalars?.has(slot)));
-};
+const addsScalars = (targets: readonly StepTarget[]): boolean =>
+  targets.some(({ step, scalars, recipe }) => step === undefined || scalarSlotsOf(recipe.optimizer).some((slot) => !scalars?.has(slot)));
 
 const scalarEntry = (slot: string, name: string) => ({ name: `${slot}/${name}`, dtype: slot === STEP ? "I64" : "F64", shape: [], scalar: slot });
 
 /** Lists the entries of the new state's file in canonical order and writes its header. */
-function* stateOutputOf({ optimizer }: Plan, targets: readonly StepTarget[], newSlots: readonly NewSlot[], state: StateHeader | undefined): Task<StateOutput> {
-  const scalarSlots = Object.keys(optimizer.scalarSlots ?? {});
+function* stateOutputOf(
+  { base: { optimizer: base } }: Plan,
+  others: OtherOptimizers,
+  targets: readonly StepTarget[],
+  newSlots: readonly NewSlot[],
+  state: StateHeader | undefined,
+): Task<StateOutput> {
   const indexOf = new Map<string, number>();
   for (const [index, { name }] of targets.entries()) {
     indexOf.set(name, index);
@@ -283,7 +321,7 @@ function* stateOutputOf({ optimizer }: Plan, targets: readonly StepTarget[], new
   for (const [name, { step, slots, scalars }] of state?.parameters ?? []) {
     const target = indexOf.get(name);
     entries.push({ ...scalarEntry(STEP, name), target, block: STATE, offset: step as number });
-    for (const slot of scalarSlots) {
+    for (const slot of scalarSlotsOf(others.get(name) ?? base)) {
       const offset = scalars.get(slot);
       if (offset !== undefined) entries.push({ ...scalarEntry(slot, name), target, block: STATE, offset });
       else if (target !== undefined) entries.push({ ...scalarEntry(slot, name), target, block: undefined, offset: 0 });
@@ -292,8 +330,9 @@ function* stateOutputOf({ optimizer }: Plan, targets: readonly StepTarget[], new
       entries.push({ name: info.name, dtype: info.dtype, shape: info.shape, scalar: undefined, target, block: STATE, offset: info.offset });
     if (++read % ITEMS_PER_YIELD === 0) yield;
   }
-  for (const [target, { name, step }] of targets.entries()) {
-    if (step === undefined) for (const slot of [STEP, ...scalarSlots]) entries.push({ ...scalarEntry(slot, name), target, block: undefined, offset: 0 });
+  for (const [target, { name, step, recipe }] of targets.entries()) {
+    if (step === undefined)
+      for (const slot of [STEP, ...scalarSlotsOf(recipe.optimizer)]) entries.push({ ...scalarEntry(slot, name), target, block: undefined, offset: 0 });
     if (target % ITEMS_PER_YIELD === ITEMS_PER_YIELD - 1) yield;
   }
   for (const [index, { name, dtype, shape, target, at }] of newSlots.entries()) {
@@ -301,7 +340,7 @@ function* stateOutputOf({ optimizer }: Plan, targets: readonly StepTarget[], new
     entries.push({ name, dtype, shape, scalar: undefined, target, block: NEW_SLOTS, offset: targets[target]?.offsets[at] ?? 0 });
   }
   const ordered = yield* sorted(entries, compareCanonical);
-  return { header: yield* newStateHeader(optimizer, ordered), entries: ordered };
+  return { header: yield* newStateHeader(base, others, ordered), others, entries: ordered };
 }
 
 /** Lays out the rounded parameters. Rejects F64: no kernel converts it to BF16 directly, and rounding twice may miss the nearest value. */

@@ -2,7 +2,6 @@
 import { compareCanonical, compareUtf8, type Safetensors, type TensorInfo } from "../codec/safetensors.ts";
 import { CHEAP_ITEMS_PER_YIELD, ITEMS_PER_YIELD, sorted, type Task } from "../codec/turns.ts";
 import { pointerEscape, StepdError } from "../errors/errors.ts";
-import type { OptimizerDefinition } from "../optimizers/registry.ts";
 import { codeDtype, codesOf, isCoded, MASTER_PARAM, type ParameterEntries, readStateHeader, type StateHeader, slotDtype, stateHeader } from "./state.ts";
 import { isSameShape } from "./tensors.ts";
 
@@ -32,8 +31,6 @@ export interface Matched {
   readonly isCanonical: boolean;
   /** The name of the first parameter with a master copy, if any has one. */
   readonly firstMaster: string | undefined;
-  /** The number of updated elements by dtype. */
-  readonly elements: Readonly<Record<string, number>>;
 }
 
 /** Matches gradients, parameters and state entries. Throws TENSOR_MISMATCH, STATE_CORRUPT and STATE_MISMATCH. */
@@ -45,7 +42,6 @@ export function* match({ params, grads, state: file }: StepHeaders): Task<Matche
   }
   const state = file && (yield* readStateHeader(file));
   const pairs: Pair[] = [];
-  const elements: Record<string, number> = {};
   for (const grad of grads.tensors) {
     const { name, shape } = grad;
     const param = paramOf.get(name);
@@ -54,7 +50,6 @@ export function* match({ params, grads, state: file }: StepHeaders): Task<Matche
     if (!isSameShape(shape, param.shape)) throw StepdError.mismatch("TENSOR_MISMATCH", field, `shape [${param.shape}] as in params`, `[${shape}]`, [name]);
     const stateEntries = state?.parameters.get(name);
     pairs.push({ param, grad, stateEntries, recipeKey: recipeKeyOf(param, grad, stateEntries) });
-    elements[param.dtype] = (elements[param.dtype] ?? 0) + param.elements;
     if (pairs.length % ITEMS_PER_YIELD === 0) yield;
   }
   const stepped = new Set<string>();
@@ -66,7 +61,7 @@ export function* match({ params, grads, state: file }: StepHeaders): Task<Matche
   let firstMaster: string | undefined;
   let checked = 0;
   for (const [name, stateEntries] of state?.parameters ?? []) {
-    requireMatchingSlots(name, stateEntries, paramOf.get(name), (state as StateHeader).optimizer);
+    requireMatchingSlots(name, stateEntries, paramOf.get(name));
     if (++checked % ITEMS_PER_YIELD === 0) yield;
     if (stateEntries.slots.has(MASTER_PARAM)) firstMaster ??= name;
     if (!stepped.has(name)) resting.push([name, stateEntries.step as number]);
@@ -78,7 +73,6 @@ export function* match({ params, grads, state: file }: StepHeaders): Task<Matche
     resting,
     isCanonical: state !== undefined && file?.header?.equals(yield* stateHeader(state, yield* sorted(file.tensors, compareCanonical))) === true,
     firstMaster,
-    elements,
   };
 }
 
@@ -89,7 +83,7 @@ const recipeKeyOf = (param: TensorInfo, grad: TensorInfo, stateEntries: Paramete
 };
 
 /** Checks that the slots of a parameter have its shape and the right dtype. Throws STATE_MISMATCH. */
-const requireMatchingSlots = (name: string, { slots }: ParameterEntries, param: TensorInfo | undefined, { moments = {} }: OptimizerDefinition): void => {
+const requireMatchingSlots = (name: string, { optimizer: { moments = {} }, slots }: ParameterEntries, param: TensorInfo | undefined): void => {
   const mismatch = (expected: string, found: string): StepdError => StepdError.mismatch("STATE_MISMATCH", "/state", expected, found, [name]);
   if (!param) throw mismatch("state of tensors that params has", `state of ${JSON.stringify(name)}`);
   const expected = slotDtype(param.dtype);

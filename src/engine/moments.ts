@@ -3,7 +3,6 @@ import type { Lease } from "../arena/arena.ts";
 import { bytesOf } from "../codec/dtype.ts";
 import { ITEMS_PER_YIELD, type Task } from "../codec/turns.ts";
 import { StepdError } from "../errors/errors.ts";
-import type { OptimizerDefinition } from "../optimizers/registry.ts";
 import type { Pool } from "../pool/pool.ts";
 import { Recipes } from "./recipe.ts";
 import { type KernelCall, NO_CONTEXT, type QueueTime, Runner, type Target } from "./runner.ts";
@@ -17,11 +16,11 @@ interface MomentTarget extends Target {
 }
 
 /** Lists the conversions, and replaces the slots of `state` by their results. Throws UNSUPPORTED_DTYPE. */
-export function* planMoments(state: State, optimizer: OptimizerDefinition, stateDtype: string, lease: Lease, pool: Pool): Task<readonly MomentTarget[]> {
+export function* planMoments(state: State, stateDtype: string, lease: Lease, pool: Pool): Task<readonly MomentTarget[]> {
   const recipes = new Recipes((name) => pool.kernel(name));
   const targets: MomentTarget[] = [];
   let read = 0;
-  for (const [name, { step, slots }] of state.parameters) {
+  for (const [name, { optimizer, step, slots }] of state.parameters) {
     if (++read % ITEMS_PER_YIELD === 0) yield;
     for (const [slot, kind] of Object.entries(optimizer.moments ?? {})) {
       const from = slots.get(slot);

@@ -8,7 +8,7 @@ import { SCALAR_BYTES, type StateEntry, scalarBytes, writeEntries } from "./stat
 
 /** Writes the file. `scalarOf` returns a scalar's new value, or undefined to copy the value from `state`. */
 export function* writeOutput(
-  { header, entries }: StateOutput,
+  { header, entries }: Pick<StateOutput, "header" | "entries">,
   state: Buffer | undefined,
   bases: Bases,
   scalarOf: (target: number, scalar: string) => number | undefined,

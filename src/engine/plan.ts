@@ -1,15 +1,26 @@
-/** A call's plan contains its optimizer, the hyperparameters of each group, and its schedule. All are checked. */
+/** A call's plan contains its optimizers, the hyperparameters of each group, and its schedule. All are checked. */
 import { StepdError } from "../errors/errors.ts";
-import type { Group as GivenGroup, Optimizer, StepParams } from "../generated/wire.gen.ts";
+import type { Group, Optimizer, StepParams } from "../generated/wire.gen.ts";
 import { type Hyperparameters, type OptimizerDefinition, registry, type Values } from "../optimizers/registry.ts";
 import { prepare } from "../schedules/registry.ts";
 import { validate } from "../validation/validate.ts";
-import { type Group, requireFewPatterns, withDefaults } from "./groups.ts";
+import { groupFinder, type OptimizerInput, requireFewPatterns, withDefaults } from "./groups.ts";
+
+/** The optimizer of the call or of a group, with all hyperparameters. */
+export interface Settings {
+  readonly optimizer: OptimizerDefinition;
+  readonly values: Values<Hyperparameters>;
+  /** The JSON pointer of the optimizer in the call. */
+  readonly field: string;
+}
 
 export interface Plan {
-  readonly optimizer: OptimizerDefinition;
-  readonly base: Values<Hyperparameters>;
-  readonly groups: readonly (Group & { readonly values: Values<Hyperparameters> })[];
+  /** The settings of parameters that belong to no group. */
+  readonly base: Settings;
+  /** True if no group has another optimizer than the base. */
+  readonly hasOneOptimizer: boolean;
+  /** Returns the settings of a parameter: those of the first group that matches its name, or the base. */
+  settingsOf(parameter: string): Settings;
   /** Evaluates the schedule after `stepsTaken` steps. Returns the same `values` object unless the schedule changes hyperparameters. */
   ratesAt(values: Values<Hyperparameters>, stepsTaken: number): Rates;
 }
@@ -24,31 +35,20 @@ export type PlanOptions = Pick<StepParams, "optimizer" | "groups" | "schedule">;
 
 /** Creates the plan of a validated call: merges each group's hyperparameters into the call's and checks them. Throws INVALID_PARAMS. */
 export const planOf = ({ optimizer, groups = [], schedule }: PlanOptions): Plan => {
-  const definition = registry.get(optimizer.name);
-  if (!definition) throw new Error(`the schema let an unknown optimizer pass: ${optimizer.name}`);
-  const resolve = (given: Optimizer, field: string): Values<Hyperparameters> => {
-    const values = withDefaults(definition, given as Group["optimizer"]);
-    const problem = definition.check?.(values);
-    if (problem) throw StepdError.mismatch("INVALID_PARAMS", `${field}/${problem.field}`, problem.expected, problem.found);
-    return values;
-  };
   requireFewPatterns(groups);
-  const merged = groups.map((group, index) => mergeGroup(optimizer, group, `/groups/${index}/optimizer`));
-  const base = resolve(optimizer, "/optimizer");
-  const resolved = merged.map((group, index) => {
-    const field = `/groups/${index}/optimizer`;
-    const values = resolve(group.optimizer as Optimizer, field);
-    const name = definition.normLimit;
-    if (name !== undefined && values[name] !== base[name]) {
-      throw StepdError.mismatch("INVALID_PARAMS", `${field}/${name}`, "no value, because it holds for the whole call", String(values[name]));
-    }
-    return { ...group, values };
+  const inputs = groups.map((group, index) => groupInput(optimizer, group, `/groups/${index}/optimizer`));
+  const base = settingsFrom(optimizer as OptimizerInput, "/optimizer");
+  const settings = inputs.map((input, index) => {
+    const own = settingsFrom(input, `/groups/${index}/optimizer`);
+    requireCommonLimit(own, base, groups[index]?.optimizer["name"] !== undefined);
+    return own;
   });
+  const groupOf = groupFinder(groups);
   const evaluate = schedule && prepare(schedule);
   return {
-    optimizer: definition,
     base,
-    groups: resolved,
+    hasOneOptimizer: settings.every((own) => own.optimizer === base.optimizer),
+    settingsOf: (parameter) => settings[groupOf(parameter)] ?? base,
     ratesAt: (values, stepsTaken) => {
       const base = values["lr"] as number;
       if (!evaluate) return { values, lr: base };
@@ -59,10 +59,32 @@ export const planOf = ({ optimizer, groups = [], schedule }: PlanOptions): Plan 
   };
 };
 
-const mergeGroup = (optimizer: Optimizer, { tensors, optimizer: override }: GivenGroup, field: string): Group => {
-  const values = { ...optimizer, ...override };
-  validate("optimizer.schema.json", values, field);
-  return { tensors, optimizer: values };
+/** Returns the optimizer object of a group: its own if it names an optimizer, else the call's with the group's hyperparameters. */
+const groupInput = (optimizer: Optimizer, { optimizer: own }: Group, field: string): OptimizerInput => {
+  const input = own["name"] === undefined ? { ...optimizer, ...own } : own;
+  validate("optimizer.schema.json", input, field);
+  return input as OptimizerInput;
+};
+
+const settingsFrom = (input: OptimizerInput, field: string): Settings => {
+  const optimizer = registry.get(input.name);
+  if (!optimizer) throw new Error(`the schema let an unknown optimizer pass: ${input.name}`);
+  const values = withDefaults(optimizer, input);
+  const problem = optimizer.check?.(values);
+  if (problem) throw StepdError.mismatch("INVALID_PARAMS", `${field}/${problem.field}`, problem.expected, problem.found);
+  return { optimizer, values, field };
+};
+
+/** Returns the optimizer's own limit of the norm over all gradients, or null. */
+export const normLimit = ({ optimizer, values }: Settings): number | null =>
+  optimizer.normLimit === undefined ? null : (values[optimizer.normLimit] as number | null);
+
+/** Throws INVALID_PARAMS if a group limits the norm over all gradients by itself. A group that names its optimizer may leave the limit out. */
+const requireCommonLimit = (own: Settings, base: Settings, isNamed: boolean): void => {
+  const limit = normLimit(own);
+  if (own.optimizer.normLimit === undefined || limit === normLimit(base) || (isNamed && limit === null)) return;
+  const expected = "no value, because it holds for the whole call";
+  throw StepdError.mismatch("INVALID_PARAMS", `${own.field}/${own.optimizer.normLimit}`, expected, String(limit));
 };
 
 /** Applies a schedule's momentum to `momentum` or to the first of `betas`, as torch does. */

@@ -4,7 +4,7 @@
  */
 import { createHash } from "node:crypto";
 import { bytesOf } from "../codec/dtype.ts";
-import type { Hyperparameters, Stage, Values } from "../optimizers/registry.ts";
+import type { Hyperparameters, OptimizerDefinition, Stage, Values } from "../optimizers/registry.ts";
 import { scratch } from "../pool/pool.ts";
 import {
   absent,
@@ -64,10 +64,8 @@ export interface TensorOptions {
 export interface RecipeInput {
   readonly param: string;
   readonly grad: string;
+  readonly optimizer: OptimizerDefinition;
   readonly values: Values<Hyperparameters>;
-  readonly stages: readonly Stage[];
-  /** The slots that may be in a narrow format. */
-  readonly moments: Readonly<Record<string, "signed" | "square">>;
   /** The tensor's slots. `isNew` marks a slot that the state lacks and this step creates. */
   readonly slots: readonly (readonly [slot: string, isNew: boolean, dtype: string])[];
   /** True if the step creates slots, not counting the master copy. */
@@ -137,7 +135,8 @@ export class Recipes {
   }
 
   step(input: RecipeInput, tensorOptions: TensorOptions): Recipe {
-    const { param, grad, stages } = input;
+    const { param, grad, optimizer, values } = input;
+    const stages = optimizer.stages(values);
     const { isMeasured, gradientCheck } = tensorOptions;
     const dtype = slotDtype(param);
     const sumColumns = new SumColumns();
@@ -248,7 +247,7 @@ export class Recipes {
 
   /** Builds the calls of a stage: widen the parameter, run the stage's kernel, compute statistics, narrow the parameter. */
   #stage(
-    { param, slots, moments }: RecipeInput,
+    { param, slots, optimizer: { moments = {} } }: RecipeInput,
     { kernel, operands, scalars, sums }: Stage,
     gradient: Operand,
     columns: Columns,

@@ -64,7 +64,7 @@ export const clipScale = ({ options: { clip }, maxGradNorm }: Layout, sums: read
   // A caller may give total_norm as the string "Infinity" or "NaN".
   const norm = Number(clip?.total_norm ?? normOf(sums));
   const scale = clip?.max_norm === undefined ? 1 : Math.min(1, clip.max_norm / (norm + CLIP_EPS));
-  return maxGradNorm === undefined ? scale : scale / Math.max(1, (norm * scale) / maxGradNorm);
+  return maxGradNorm === null ? scale : scale / Math.max(1, (norm * scale) / maxGradNorm);
 };
 
 /** Throws NON_FINITE_GRADIENT if a gradient of this call is not finite, or if others_non_finite reports one in another call. */
@@ -117,10 +117,10 @@ export const reportOf = (
 };
 
 /** Warns of gradients whose squares overflow, above 1.8e19 in float32. Their averages stay infinite, so the parameters never change again. */
-const overflowWarnings = ({ plan: { optimizer }, targets }: Layout, sums: readonly GradientSums[]): readonly string[] => {
+const overflowWarnings = ({ targets }: Layout, sums: readonly GradientSums[]): readonly string[] => {
   if (sums.every(({ squareOverflows }) => squareOverflows === 0)) return [];
   const found = targets
-    .map(({ name, recipe: { values } }, index) => ({
+    .map(({ name, recipe: { optimizer, values } }, index) => ({
       name,
       count: optimizer.slots(values).some((slot) => optimizer.squareSlots?.includes(slot)) ? (sums[index]?.squareOverflows ?? 0) : 0,
     }))
@@ -132,7 +132,7 @@ const overflowWarnings = ({ plan: { optimizer }, targets }: Layout, sums: readon
 };
 
 const statsOf = (
-  { options, plan: { optimizer }, targets }: Layout,
+  { options, targets }: Layout,
   results: readonly TensorResult[],
   sums: readonly GradientSums[],
   scale: number,
@@ -140,7 +140,7 @@ const statsOf = (
   const tensors = mappingOf(targets, ({ name, recipe }, index): readonly [string, TensorStats] => {
     const { zeros = 0, nonFinite = 0, squares = 0 } = sums[index] ?? {};
     const { context, stats: [paramSquares = 0, updateSquares = 0] = [] } = results[index] as TensorResult;
-    const trustRatio = optimizer.trustRatio?.(recipe.values, context);
+    const trustRatio = recipe.optimizer.trustRatio?.(recipe.values, context);
     return [
       name,
       {

@@ -13,7 +13,7 @@ import {
   type TensorInfo,
   writeHeaderInTurns,
 } from "../codec/safetensors.ts";
-import { ITEMS_PER_YIELD, sorted, type Task } from "../codec/turns.ts";
+import { CHEAP_ITEMS_PER_YIELD, ITEMS_PER_YIELD, sorted, type Task } from "../codec/turns.ts";
 import { StepdError } from "../errors/errors.ts";
 import { type Hyperparameters, type OptimizerDefinition, registry, type Values } from "../optimizers/registry.ts";
 import type { ArenaTensor } from "./tensors.ts";
@@ -31,6 +31,7 @@ export const MASTER_PARAM = "master_param";
 
 /** One parameter's part of the state. */
 export interface ParameterState {
+  optimizer: OptimizerDefinition;
   /** The number of steps that have updated the parameter. */
   step: number;
   /** The slots' tensors by name. */
@@ -39,19 +40,30 @@ export interface ParameterState {
   scalars: Readonly<Record<string, number>>;
 }
 
+/** The optimizers of parameters that are under another optimizer than the base. */
+export type OtherOptimizers = ReadonlyMap<string, OptimizerDefinition>;
+
 export interface State {
+  /** The base: the optimizer of all parameters that name no other. */
   readonly optimizer: OptimizerDefinition;
-  readonly revision: number;
+  /** The revision of each optimizer in the state, by the optimizer's name. */
+  readonly revisions: ReadonlyMap<string, number>;
   readonly bytes: number;
   readonly parameters: Map<string, ParameterState>;
 }
 
 const corrupt = (expected: string, found: string): StepdError => StepdError.mismatch("STATE_CORRUPT", FIELD, expected, found);
 
-export const emptyState = (optimizer: OptimizerDefinition): State => ({ optimizer, revision: optimizer.revision, bytes: 0, parameters: new Map() });
+export const emptyState = (optimizer: OptimizerDefinition, all: Iterable<OptimizerDefinition>): State => ({
+  optimizer,
+  revisions: new Map([...all].map(({ name, revision }) => [name, revision])),
+  bytes: 0,
+  parameters: new Map(),
+});
 
 /** One parameter's entries in the header of a state. */
 export interface ParameterEntries {
+  readonly optimizer: OptimizerDefinition;
   /** The offset of the step count. Undefined only while the header is being read. */
   step: number | undefined;
   readonly slots: Map<string, TensorInfo>;
@@ -60,9 +72,8 @@ export interface ParameterEntries {
 }
 
 /** The header of a state, parsed and checked. */
-export interface StateHeader {
-  readonly optimizer: OptimizerDefinition;
-  readonly revision: number;
+export interface StateHeader extends Pick<State, "optimizer" | "revisions"> {
+  readonly others: OtherOptimizers;
   readonly parameters: ReadonlyMap<string, ParameterEntries>;
 }
 
@@ -70,14 +81,18 @@ export interface StateHeader {
 export function* readStateHeader({ metadata, tensors }: Safetensors): Task<StateHeader> {
   const format = metadata.get("format");
   if (format !== STATE_FORMAT) throw corrupt(`__metadata__.format ${STATE_FORMAT}`, format === undefined ? "none" : JSON.stringify(format));
-  const name = metadata.get("optimizer") ?? "";
-  const optimizer = registry.get(name);
-  if (!optimizer) throw corrupt("__metadata__.optimizer to be an optimizer of this server", JSON.stringify(name));
-  const revision = metadata.get("revision") ?? "";
-  if (!/^[1-9]\d{0,8}$/.test(revision)) throw corrupt("__metadata__.revision to be a whole number from 1", JSON.stringify(revision));
-
-  const scalarSlots = Object.keys(optimizer.scalarSlots ?? {});
-  const known = [...optimizer.allSlots, ...Object.keys(optimizer.moments ?? {}).map(scaleOf), MASTER_PARAM, ...scalarSlots, STEP];
+  const optimizer = readOptimizer(metadata, "optimizer");
+  const revisions = new Map([[optimizer.name, readRevision(metadata, "revision")]]);
+  const others = new Map<string, OptimizerDefinition>();
+  const slotsOf = new Map<OptimizerDefinition, { readonly known: readonly string[]; readonly scalarSlots: readonly string[] }>();
+  const optimizerOf = (parameter: string): OptimizerDefinition => {
+    const key = OPTIMIZER_KEY + parameter;
+    const own = metadata.has(key) ? readOptimizer(metadata, key) : optimizer;
+    if (own !== optimizer) others.set(parameter, own);
+    if (!revisions.has(own.name)) revisions.set(own.name, readRevision(metadata, REVISION_KEY + own.name));
+    if (!slotsOf.has(own)) slotsOf.set(own, { known: knownSlots(own), scalarSlots: scalarSlotsOf(own) });
+    return own;
+  };
   const parameters = new Map<string, ParameterEntries>();
   let hasCodes = false;
   for (const [index, info] of tensors.entries()) {
@@ -85,9 +100,10 @@ export function* readStateHeader({ metadata, tensors }: Safetensors): Task<State
     const { name: key, dtype, shape, offset } = info;
     const slash = key.indexOf("/");
     const slot = key.slice(0, slash);
-    if (slash < 0 || !known.includes(slot)) throw corrupt(`keys <slot>/<parameter> with a slot among ${known.join(", ")}`, JSON.stringify(key));
     const parameter = key.slice(slash + 1);
-    const entries = parameters.get(parameter) ?? { step: undefined, slots: new Map(), scalars: new Map() };
+    const entries = parameters.get(parameter) ?? { optimizer: optimizerOf(parameter), step: undefined, slots: new Map(), scalars: new Map() };
+    const { known, scalarSlots } = slotsOf.get(entries.optimizer) as { known: readonly string[]; scalarSlots: readonly string[] };
+    if (slash < 0 || !known.includes(slot)) throw corrupt(`keys <slot>/<parameter> with a slot among ${known.join(", ")}`, JSON.stringify(key));
     parameters.set(parameter, entries);
     const requireScalar = (expected: string): void => {
       if (dtype !== expected || shape.length > 0) throw corrupt(`${key} to be an ${expected} scalar`, `${dtype} [${shape}]`);
@@ -107,8 +123,36 @@ export function* readStateHeader({ metadata, tensors }: Safetensors): Task<State
     if (step === undefined) throw corrupt(`a key step/${parameter} beside the slots of ${JSON.stringify(parameter)}`, "none");
     if (hasCodes) requireScales(parameter, slots);
   }
-  return { optimizer, revision: Number(revision), parameters };
+  return { optimizer, revisions, others, parameters };
 }
+
+/** The metadata of a state has these keys, with a parameter's or an optimizer's name at the end, for optimizers other than the base. */
+export const OPTIMIZER_KEY = "optimizer/";
+const REVISION_KEY = "revision/";
+
+export const readOptimizer = (metadata: Safetensors["metadata"], key: string): OptimizerDefinition => {
+  const name = metadata.get(key) ?? "";
+  const optimizer = registry.get(name);
+  if (!optimizer) throw corrupt(`__metadata__.${key} to be an optimizer of this server`, JSON.stringify(name));
+  return optimizer;
+};
+
+const readRevision = (metadata: Safetensors["metadata"], key: string): number => {
+  const revision = metadata.get(key) ?? "";
+  if (!/^[1-9]\d{0,8}$/.test(revision)) throw corrupt(`__metadata__.${key} to be a whole number from 1`, JSON.stringify(revision));
+  return Number(revision);
+};
+
+export const scalarSlotsOf = ({ scalarSlots = {} }: OptimizerDefinition): readonly string[] => Object.keys(scalarSlots);
+
+/** Lists the slots that a state may have for a parameter of an optimizer. */
+const knownSlots = (optimizer: OptimizerDefinition): readonly string[] => [
+  ...optimizer.allSlots,
+  ...Object.keys(optimizer.moments ?? {}).map(scaleOf),
+  MASTER_PARAM,
+  ...scalarSlotsOf(optimizer),
+  STEP,
+];
 
 /** Checks that each slot of codes has scales, and that all scales have codes. Throws STATE_CORRUPT. */
 const requireScales = (parameter: string, slots: ReadonlyMap<string, TensorInfo>): void => {
@@ -144,28 +188,41 @@ export const writeStep = (file: Buffer, offset: number, step: number): void => {
 
 /** Reads a state with its step counts and scalar slots. Throws STATE_CORRUPT. */
 export function* readState(file: Buffer): Task<State> {
-  const { optimizer, revision, parameters: entries } = yield* readStateHeader(yield* readSafetensorsInTurns(file, FIELD, "STATE_CORRUPT"));
+  const { optimizer, revisions, parameters: entries } = yield* readStateHeader(yield* readSafetensorsInTurns(file, FIELD, "STATE_CORRUPT"));
   const parameters = new Map<string, ParameterState>();
-  for (const [name, { step, slots, scalars }] of entries) {
+  for (const [name, { optimizer, step, slots, scalars }] of entries) {
     const tensors = [...slots].map(([slot, { offset, ...info }]) => [slot, { ...info, name, address: file.byteOffset + offset }] as const);
     const values = [...scalars].map(([slot, offset]) => [slot, file.readDoubleLE(offset)] as const);
-    parameters.set(name, { step: readStep(file, step as number, name), slots: new Map(tensors), scalars: Object.fromEntries(values) });
+    parameters.set(name, { optimizer, step: readStep(file, step as number, name), slots: new Map(tensors), scalars: Object.fromEntries(values) });
     if (parameters.size % ITEMS_PER_YIELD === 0) yield;
   }
-  return { optimizer, revision, bytes: file.length, parameters };
+  return { optimizer, revisions, bytes: file.length, parameters };
 }
 
-/** Checks that an optimizer can continue from a state of its family. Throws STATE_MISMATCH. */
-export const requireFamily = (state: StateHeader, optimizer: OptimizerDefinition): void => {
-  const mismatch = (expected: string, found: string): StepdError => StepdError.mismatch("STATE_MISMATCH", FIELD, expected, found);
-  if (state.optimizer.family !== optimizer.family) {
-    const family = [...registry.values()].filter(({ family }) => family === optimizer.family).map(({ name }) => name);
-    throw mismatch(`a state of ${family.join(", ")}`, `a state of ${state.optimizer.name}`);
+/** Lists the optimizers of a family by name. */
+export const familyOf = ({ family }: OptimizerDefinition): readonly string[] =>
+  [...registry.values()].filter((other) => other.family === family).map(({ name }) => name);
+
+/**
+ * Checks that each parameter's optimizer can continue from the state: its slots come from the same family, or it has none. Throws
+ * STATE_MISMATCH, which names the parameter.
+ */
+export function* requireContinuable({ parameters, revisions }: StateHeader, optimizerOf: (parameter: string) => OptimizerDefinition): Task<void> {
+  let checked = 0;
+  for (const [parameter, { optimizer: source, slots, scalars }] of parameters) {
+    if (++checked % CHEAP_ITEMS_PER_YIELD === 0) yield;
+    const optimizer = optimizerOf(parameter);
+    const mismatch = (expected: string, found: string): StepdError => StepdError.mismatch("STATE_MISMATCH", FIELD, expected, found, [parameter]);
+    const hasSlots = scalars.size > 0 || slots.size > (slots.has(MASTER_PARAM) ? 1 : 0);
+    if (source.family !== optimizer.family && hasSlots) {
+      throw mismatch(`a state of ${familyOf(optimizer).join(", ")} for ${JSON.stringify(parameter)}, or none`, `a state of ${source.name}`);
+    }
+    const revision = revisions.get(source.name) as number;
+    if (source === optimizer && revision > optimizer.revision) {
+      throw mismatch(`a state of ${optimizer.name} revision ${optimizer.revision} or older`, `revision ${revision}`);
+    }
   }
-  if (state.optimizer.name === optimizer.name && state.revision > optimizer.revision) {
-    throw mismatch(`a state of ${optimizer.name} revision ${optimizer.revision} or older`, `revision ${state.revision}`);
-  }
-};
+}
 
 /** In Q8, this many consecutive elements share a scale. */
 export const BLOCK_ELEMENTS = 64;
@@ -228,32 +285,57 @@ export const scalarBytes = (value: number, dtype: "I64" | "F64"): Buffer => {
 };
 
 /** Writes the header of a state file. The entries must be in canonical order. */
-export const stateHeader = ({ optimizer, revision }: Pick<StateHeader, "optimizer" | "revision">, ordered: readonly TensorDescription[]): Task<Buffer> =>
-  writeHeaderInTurns({ format: STATE_FORMAT, optimizer: optimizer.name, revision: String(revision) }, ordered);
+export function* stateHeader(
+  { optimizer, others, revisions }: Pick<StateHeader, "optimizer" | "others" | "revisions">,
+  ordered: readonly TensorDescription[],
+): Task<Buffer> {
+  const revisionOf = ({ name }: OptimizerDefinition): string => String(revisions.get(name));
+  const metadata: Record<string, string> = { format: STATE_FORMAT, optimizer: optimizer.name, revision: revisionOf(optimizer) };
+  let written = 0;
+  for (const [parameter, other] of others) {
+    metadata[OPTIMIZER_KEY + parameter] = other.name;
+    metadata[REVISION_KEY + other.name] = revisionOf(other);
+    if (++written % CHEAP_ITEMS_PER_YIELD === 0) yield;
+  }
+  return yield* writeHeaderInTurns(metadata, ordered);
+}
 
-/** Writes the header of a state file with the optimizer's current revision. */
-export const newStateHeader = (optimizer: OptimizerDefinition, ordered: readonly TensorDescription[]): Task<Buffer> =>
-  stateHeader({ optimizer, revision: optimizer.revision }, ordered);
+/** Writes the header of a state file with the current revisions. `others` may contain parameters without entries, which are left out. */
+export function* newStateHeader(optimizer: OptimizerDefinition, others: OtherOptimizers, ordered: readonly TensorDescription[]): Task<Buffer> {
+  const present = new Map<string, OptimizerDefinition>();
+  if (others.size > 0) {
+    for (const [index, { name: key }] of ordered.entries()) {
+      if (index % CHEAP_ITEMS_PER_YIELD === CHEAP_ITEMS_PER_YIELD - 1) yield;
+      const parameter = key.slice(key.indexOf("/") + 1);
+      const other = others.get(parameter);
+      if (other) present.set(parameter, other);
+    }
+  }
+  const revisions = new Map([optimizer, ...new Set(present.values())].map(({ name, revision }) => [name, revision]));
+  return yield* stateHeader({ optimizer, others: present, revisions }, ordered);
+}
 
 /** An entry of a state file. `content` is a scalar's bytes or a slot's address in the arena. */
 export interface StateEntry extends TensorDescription {
   readonly content: Buffer | number;
 }
 
-/** Writes a state as a canonical file of the given optimizer. */
-export function* writeState(state: State, optimizer: OptimizerDefinition, lease: Lease): Task<Parts> {
+/** Writes a state as a canonical file. */
+export function* writeState({ optimizer: base, parameters }: Pick<State, "optimizer" | "parameters">, lease: Lease): Task<Parts> {
   const entries: StateEntry[] = [];
-  for (const [name, { step, slots, scalars }] of state.parameters) {
+  const others = new Map<string, OptimizerDefinition>();
+  for (const [name, { optimizer, step, slots, scalars }] of parameters) {
     if (entries.length % ITEMS_PER_YIELD < 2) yield;
+    if (optimizer !== base) others.set(name, optimizer);
     entries.push({ name: `${STEP}/${name}`, dtype: "I64", shape: [], content: scalarBytes(step, "I64") });
-    for (const slot of Object.keys(optimizer.scalarSlots ?? {})) {
+    for (const slot of scalarSlotsOf(optimizer)) {
       const value = scalars[slot];
       if (value !== undefined) entries.push({ name: `${slot}/${name}`, dtype: "F64", shape: [], content: scalarBytes(value, "F64") });
     }
     for (const [slot, { dtype, shape, address }] of slots) entries.push({ name: `${slot}/${name}`, dtype, shape, content: address });
   }
   const ordered = yield* sorted(entries, compareCanonical);
-  return yield* writeEntries(yield* newStateHeader(optimizer, ordered), ordered, lease);
+  return yield* writeEntries(yield* newStateHeader(base, others, ordered), ordered, lease);
 }
 
 /** Pieces below this size are copied into one buffer, because sending each by itself takes longer. */

@@ -9,7 +9,7 @@ import { CHEAP_ITEMS_PER_YIELD, inTurns, mapInTurns, mapped, type Task } from ".
 import { StepdError } from "../errors/errors.ts";
 import type { StepContext } from "../optimizers/registry.ts";
 import type { Pool } from "../pool/pool.ts";
-import type { Layout, StepTarget } from "./layout.ts";
+import type { ElementCounts, Layout, StepTarget } from "./layout.ts";
 import { writeOutput } from "./output.ts";
 import type { Rates } from "./plan.ts";
 import type { Reduced } from "./reduce.ts";
@@ -45,8 +45,8 @@ export interface StepOutput {
   readonly report: StepReport;
   /** The reduction that made the gradients. */
   readonly reduced?: Reduced;
-  /** The number of updated elements per dtype, for metrics. */
-  readonly elements: Readonly<Record<string, number>>;
+  /** The number of updated elements by optimizer and dtype, for metrics. */
+  readonly elements: ElementCounts;
 }
 
 /** The step counts before a step, and the learning rates of the step. */
@@ -87,7 +87,7 @@ export const runStep = async (layout: Layout, progress: Progress, files: StepFil
   const { options, plan, isMeasured, targets, newSlotBytes, workBytes } = layout;
   const nonFinite = options.non_finite ?? "error";
   const newest = progress.taken.reduce((most, taken) => Math.max(most, taken), 0);
-  const results = await mapInTurns(targets, (target, index) => newResult(layout, target, progress, index, files.state));
+  const results = await mapInTurns(targets, (target, index) => newResult(target, progress, index, files.state));
   const work = workBytes === 0 ? 0 : lease.alloc(workBytes);
   const bases = [
     files.params.bytes.byteOffset,
@@ -100,7 +100,7 @@ export const runStep = async (layout: Layout, progress: Progress, files: StepFil
     retained.state?.byteOffset ?? 0,
   ];
   const runner = new Runner(lease, pool, queueTime, bases);
-  const lr = plan.ratesAt(plan.base, targets.length > 0 ? newest : progress.restingStep).lr;
+  const lr = plan.ratesAt(plan.base.values, targets.length > 0 ? newest : progress.restingStep).lr;
   const rounding = async (): Promise<RoundedParams | undefined> => layout.rounding && roundParams(layout.rounding, files.params, lease, pool, queueTime);
   const output = async (isSkipped: boolean, rounded: RoundedParams | undefined, details: Pick<StepReport, "stats" | "warnings"> = {}): Promise<StepOutput> => ({
     params: await encodeTensors(files.params),
@@ -168,18 +168,12 @@ interface MutableResult extends TensorResult {
  * Creates a target's result before its first stage. Throws STATE_MISMATCH if the state lacks a slot after the first step. Slots in
  * `lateSlots` may be missing.
  */
-const newResult = (
-  { plan: { optimizer } }: Layout,
-  { name, elements, recipe, scalars }: StepTarget,
-  progress: Progress,
-  index: number,
-  state: Buffer | undefined,
-): MutableResult => {
+const newResult = ({ name, elements, recipe, scalars }: StepTarget, progress: Progress, index: number, state: Buffer | undefined): MutableResult => {
   const taken = progress.taken[index] as number;
   const [missing] = taken > 0 ? recipe.slotsRequiredLater : [];
   if (missing !== undefined) throw StepdError.mismatch("STATE_MISMATCH", "/state", `slot ${missing}/${name}, after ${taken} steps`, "none", [name]);
   // After the first step, a scalar slot is missing if the state is from another optimizer of the family. The optimizer recomputes it.
-  const scalarSlots: Record<string, number> = taken === 0 ? { ...optimizer.scalarSlots } : {};
+  const scalarSlots: Record<string, number> = taken === 0 ? { ...recipe.optimizer.scalarSlots } : {};
   if (scalars) for (const [slot, offset] of scalars) scalarSlots[slot] = (state as Buffer).readDoubleLE(offset);
   return {
     context: { step: taken + 1, lr: (progress.rates[index] as Rates).lr, isFirst: taken === 0 || recipe.isFirst, elements, scalarSlots, sums: [] },
@@ -220,16 +214,16 @@ const writeNewState = async (
   isSkipped: boolean,
 ): Promise<Parts> => {
   const { plan, targets, output } = layout;
-  const { nextScalarSlots } = plan.optimizer;
-  const next = (index: number): Readonly<Record<string, number>> =>
-    nextScalarSlots?.((targets[index] as StepTarget).recipe.values, (results[index] as MutableResult).context) ?? {};
+  const next = (index: number): Readonly<Record<string, number>> => {
+    const { optimizer, values } = (targets[index] as StepTarget).recipe;
+    return optimizer.nextScalarSlots?.(values, (results[index] as MutableResult).context) ?? {};
+  };
   if (!output) {
     const state = file as Buffer;
     if (isSkipped) return new Parts([state]);
     const write = ({ step, scalars }: StepTarget, index: number): void => {
       writeStep(state, step as number, (results[index] as MutableResult).context.step);
-      if (!nextScalarSlots) return;
-      const values = next(index);
+      const values = scalars ? next(index) : {};
       for (const [slot, offset] of scalars ?? []) state.writeDoubleLE(values[slot] as number, offset);
     };
     await mapInTurns(targets, write);
@@ -237,7 +231,8 @@ const writeNewState = async (
   }
   if (isSkipped) {
     const entries = output.entries.filter(({ block }) => block === STATE);
-    return inTurns(writeOutput({ header: await inTurns(newStateHeader(plan.optimizer, entries)), entries }, file, bases, () => undefined, lease));
+    const header = await inTurns(newStateHeader(plan.base.optimizer, output.others, entries));
+    return inTurns(writeOutput({ header, entries }, file, bases, () => undefined, lease));
   }
   const values = await mapInTurns(results, ({ context }, index) => ({ ...next(index), [STEP]: context.step }) as Readonly<Record<string, number>>);
   return inTurns(writeOutput(output, file, bases, (target, scalar) => values[target]?.[scalar], lease));

@@ -104,7 +104,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "$ref": "convention.schema.json"
       },
       "optimizer": {
-        "description": "The optimizer of the result, of the same family; defaults to the state's own.",
+        "description": "The optimizer of the result, of the same family; defaults to the state's own. In a state of several optimizers, it replaces those of its family.",
         "type": "string"
       },
       "state_dtype": {
@@ -461,7 +461,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "$id": "group.schema.json",
     "title": "Group",
-    "description": "A parameter group: hyperparameters for some tensors.",
+    "description": "A parameter group: hyperparameters, or another optimizer, for some tensors.",
     "type": "object",
     "required": [
       "tensors",
@@ -480,12 +480,14 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         }
       },
       "optimizer": {
-        "description": "Hyperparameters that differ from the call's optimizer, whose name cannot change.",
+        "description": "Hyperparameters that differ from the call's optimizer. With name, the group has an optimizer of its own: absent hyperparameters take that optimizer's defaults, and nothing is inherited from the call's.",
         "type": "object",
         "properties": {
-          "name": false
+          "name": {
+            "type": "string"
+          }
         },
-        "tsType": "{ readonly [hyperparameter: string]: unknown }"
+        "tsType": "{ readonly name?: string; readonly [hyperparameter: string]: unknown }"
       }
     }
   },
@@ -583,11 +585,20 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "const": "stepd.state/1"
       },
       "optimizer": {
+        "description": "The optimizer of all parameters that name no other.",
         "type": "string"
       },
       "revision": {
         "type": "integer",
         "minimum": 1
+      },
+      "revisions": {
+        "description": "The revisions of the other optimizers in the state, by name; absent if there are none.",
+        "type": "object",
+        "additionalProperties": {
+          "type": "integer",
+          "minimum": 1
+        }
       },
       "bytes": {
         "description": "Size of the state in bytes.",
@@ -610,6 +621,10 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
           ],
           "additionalProperties": false,
           "properties": {
+            "optimizer": {
+              "description": "The parameter's optimizer, if it differs from the state's.",
+              "type": "string"
+            },
             "step": {
               "type": "integer",
               "minimum": 0

@@ -191,7 +191,7 @@ state: BlobSource
 from?: Convention
 to?: Convention
 /**
- * The optimizer of the result, of the same family; defaults to the state's own.
+ * The optimizer of the result, of the same family; defaults to the state's own. In a state of several optimizers, it replaces those of its family.
  */
 optimizer?: string
 /**
@@ -573,7 +573,7 @@ step_size: number
 gamma?: number
 }
 /**
- * A parameter group: hyperparameters for some tensors.
+ * A parameter group: hyperparameters, or another optimizer, for some tensors.
  */
 export interface Group {
 /**
@@ -583,9 +583,9 @@ export interface Group {
  */
 tensors: [string, ...(string)[]]
 /**
- * Hyperparameters that differ from the call's optimizer, whose name cannot change.
+ * Hyperparameters that differ from the call's optimizer. With name, the group has an optimizer of its own: absent hyperparameters take that optimizer's defaults, and nothing is inherited from the call's.
  */
-optimizer: { readonly [hyperparameter: string]: unknown }
+optimizer: { readonly name?: string; readonly [hyperparameter: string]: unknown }
 }
 /**
  * The initial state, at step 0.
@@ -1272,8 +1272,17 @@ state_dtype?: ("F32" | "BF16" | "Q8")
  */
 export interface InspectResult {
 format: "stepd.state/1"
+/**
+ * The optimizer of all parameters that name no other.
+ */
 optimizer: string
 revision: number
+/**
+ * The revisions of the other optimizers in the state, by name; absent if there are none.
+ */
+revisions?: {
+[k: string]: number
+}
 /**
  * Size of the state in bytes.
  */
@@ -1287,6 +1296,10 @@ elements: number
  */
 tensors: {
 [k: string]: {
+/**
+ * The parameter's optimizer, if it differs from the state's.
+ */
+optimizer?: string
 step: number
 slots: {
 [k: string]: {

@@ -3,7 +3,7 @@ import type { Lease } from "../arena/arena.ts";
 import type { Parts } from "../codec/parts.ts";
 import { compareCanonical, writeHeaderInTurns } from "../codec/safetensors.ts";
 import { ITEMS_PER_YIELD, sorted, type Task } from "../codec/turns.ts";
-import { type ParameterState, STEP, type State, type StateEntry, writeEntries } from "../engine/state.ts";
+import { OPTIMIZER_KEY, type ParameterState, STEP, type State, type StateEntry, scalarSlotsOf, writeEntries } from "../engine/state.ts";
 import { StepdError } from "../errors/errors.ts";
 import type { OptimizerDefinition } from "../optimizers/registry.ts";
 import { rescale } from "./_elements.ts";
@@ -37,31 +37,41 @@ class Losses {
 }
 
 /** Writes a state in a foreign format. Throws STATE_MISMATCH and INVALID_PARAMS. */
-export function* exportState(state: State, convention: Convention, optimizer: OptimizerDefinition, lease: Lease): Task<Exported> {
+export function* exportState({ optimizer: base, parameters }: State, convention: Convention, lease: Lease): Task<Exported> {
   const format = convention.format as ForeignFormat;
-  const layout = storageLayoutOf(format, optimizer, "/to");
-  const betas = layout.isCorrected ? requireBetas(convention, "/to") : undefined;
+  const layouts = new Map<OptimizerDefinition, StorageLayout>();
+  const layoutOf = ({ optimizer }: Pick<ParameterState, "optimizer">): StorageLayout => {
+    const layout = layouts.get(optimizer) ?? storageLayoutOf(format, optimizer, "/to");
+    layouts.set(optimizer, layout);
+    return layout;
+  };
+  if (parameters.size === 0) layoutOf({ optimizer: base });
   const keyOf = keyWriter(convention);
   const losses = new Losses();
   const entries: StateEntry[] = [];
+  const metadata: Record<string, string> = { format, optimizer: base.name };
   let done = 0;
-  for (const [name, parameter] of state.parameters) {
+  for (const [name, parameter] of parameters) {
     if (++done % ITEMS_PER_YIELD === 0) yield;
     const before = entries.length;
+    const { optimizer } = parameter;
+    const layout = layoutOf(parameter);
+    const betas = layout.isCorrected ? requireBetas(convention, "/to") : undefined;
+    if (optimizer !== base) metadata[OPTIMIZER_KEY + name] = optimizer.name;
     for (const [slot, { dtype, shape, address }] of parameter.slots) {
       const foreign = layout.slots.get(slot);
       if (foreign === undefined) losses.add(`${format} has nothing that corresponds to ${slot}`, name);
       else if (isNotCreatedYet(optimizer, layout, parameter, slot)) losses.add(`${format} has no ${slot} before the first step of ${optimizer.name}`, name);
       else entries.push({ name: keyOf(name, foreign), dtype, shape, content: address });
     }
-    entries.push(...scalarsOf(name, parameter, { format, optimizer, layout, betas, keyOf, losses }));
+    entries.push(...scalarsOf(name, parameter, { format, layout, betas, keyOf, losses }));
     if (entries.length === before) losses.add(`${format} has no entry for a parameter that has no slots there`, name);
   }
-  if (layout.isCountShared && state.parameters.size > 0) entries.push(countOf(state.parameters, losses));
+  if (format === "optax" && parameters.size > 0) entries.push(countOf(parameters, losses));
   yield;
-  const rounded = yield* convertSlots(state.parameters, layout, betas, lease);
+  const rounded = yield* convertSlots(parameters, layoutOf, convention, lease);
   const ordered = yield* sorted(entries, compareCanonical);
-  const header = yield* writeHeaderInTurns({ format, optimizer: optimizer.name }, ordered);
+  const header = yield* writeHeaderInTurns(metadata, ordered);
   return { state: yield* writeEntries(header, ordered, lease), lost: [...losses.sentences, ...rounded] };
 }
 
@@ -71,7 +81,6 @@ const isNotCreatedYet = ({ lateSlots }: OptimizerDefinition, { scalars, isCountS
 
 interface ExportOptions {
   readonly format: ForeignFormat;
-  readonly optimizer: OptimizerDefinition;
   readonly layout: StorageLayout;
   readonly betas: readonly [number, number] | undefined;
   keyOf(parameter: string, slot: string): string;
@@ -93,8 +102,8 @@ const f64 = (name: string, value: number): StateEntry => {
 /** Builds a parameter's scalar entries in the foreign format: step, weights and scalar slots. */
 const scalarsOf = (
   name: string,
-  { step, scalars }: ParameterState,
-  { format, optimizer, layout, betas, keyOf, losses }: ExportOptions,
+  { optimizer, step, scalars }: ParameterState,
+  { format, layout, betas, keyOf, losses }: ExportOptions,
 ): readonly StateEntry[] => {
   const entries: StateEntry[] = [];
   if (STEP in layout.scalars) {
@@ -103,7 +112,7 @@ const scalarsOf = (
     entries.push(f32(keyOf(name, STEP), step));
   } else if (!layout.isCountShared && !betas) losses.add(`${format} keeps no step of ${optimizer.name}; the way back needs from.step ${step}`, name);
   if (betas) entries.push(...WEIGHTS.map((key, index) => f64(keyOf(name, key), weightAt(betas[index] as number, step))));
-  for (const slot of Object.keys(optimizer.scalarSlots ?? {})) {
+  for (const slot of scalarSlotsOf(optimizer)) {
     const value = scalars[slot];
     if (!(slot in layout.scalars)) {
       if (value !== undefined) losses.add(`${format} has nothing that corresponds to ${slot}`, name);
@@ -142,14 +151,17 @@ const countOf = (parameters: ReadonlyMap<string, ParameterState>, losses: Losses
 /** Converts the slots' values to the foreign format, in place. Returns the losses as sentences. */
 function* convertSlots(
   parameters: ReadonlyMap<string, ParameterState>,
-  { isNegated, slots: held }: StorageLayout,
-  betas: readonly [number, number] | undefined,
+  layoutOf: (parameter: ParameterState) => StorageLayout,
+  convention: Convention,
   lease: Lease,
 ): Task<readonly string[]> {
   let changed = 0;
   let read = 0;
   let elements = 0;
-  for (const { step, slots } of parameters.values()) {
+  for (const parameter of parameters.values()) {
+    const { step, slots } = parameter;
+    const { isNegated, isCorrected, slots: held } = layoutOf(parameter);
+    const betas = isCorrected ? requireBetas(convention, "/to") : undefined;
     if (++read % ITEMS_PER_YIELD === 0) yield;
     for (const [slot, tensor] of slots) {
       if (!held.has(slot)) continue;

@@ -3,7 +3,7 @@ import type { Lease } from "../arena/arena.ts";
 import { COMPUTED } from "../codec/dtype.ts";
 import { readSafetensorsInTurns, type TensorInfo } from "../codec/safetensors.ts";
 import { ITEMS_PER_YIELD, type Task } from "../codec/turns.ts";
-import { emptyState, type ParameterState, STEP, type State } from "../engine/state.ts";
+import { emptyState, OPTIMIZER_KEY, type ParameterState, readOptimizer, STEP, type State } from "../engine/state.ts";
 import type { ArenaTensor } from "../engine/tensors.ts";
 import { pointerEscape, StepdError } from "../errors/errors.ts";
 import type { OptimizerDefinition } from "../optimizers/registry.ts";
@@ -28,6 +28,7 @@ const corrupt = (expected: string, found: string): StepdError => StepdError.mism
 
 /** One parameter's entries of a file, before its step count is known. */
 interface ParameterDraft {
+  readonly optimizer: OptimizerDefinition;
   readonly slots: Map<string, ArenaTensor>;
   readonly scalars: Map<string, number>;
 }
@@ -46,49 +47,69 @@ export interface Imported {
 
 /** Reads a file of a foreign format. Throws STATE_CORRUPT, STATE_MISMATCH, UNSUPPORTED_DTYPE and INVALID_PARAMS. */
 export function* importState(file: Buffer, convention: Convention, optimizer: OptimizerDefinition, lease: Lease): Task<Imported> {
-  const layout = storageLayoutOf(convention.format as ForeignFormat, optimizer, "/from");
-  const betas = layout.isCorrected ? requireBetas(convention, "/from") : undefined;
-  const { drafts, count } = yield* readFile(file, convention, layout);
-  const state = emptyState(optimizer);
-  for (const [name, { slots, scalars }] of drafts) {
+  const layouts = new Map<OptimizerDefinition, StorageLayout>();
+  const layoutOf = (own: OptimizerDefinition): StorageLayout => {
+    const layout = layouts.get(own) ?? storageLayoutOf(convention.format as ForeignFormat, own, "/from");
+    layouts.set(own, layout);
+    return layout;
+  };
+  const betasOf = (own: OptimizerDefinition): readonly [number, number] | undefined =>
+    layoutOf(own).isCorrected ? requireBetas(convention, "/from") : undefined;
+  betasOf(optimizer);
+  const { drafts, count } = yield* readFile(file, convention, optimizer, layoutOf);
+  const state = emptyState(optimizer, layouts.keys());
+  for (const [name, { optimizer, slots, scalars }] of drafts) {
+    const betas = betasOf(optimizer);
     const step = betas ? stepFromWeights(name, scalars, betas, convention.step) : (scalars.get(STEP) ?? count ?? convention.step);
     if (step === undefined) throw missingStepError("the count of steps, which the file does not have", name);
     const scalarSlots = [...scalars].filter(([slot]) => slot in (optimizer.scalarSlots ?? {}));
-    state.parameters.set(name, { step, slots, scalars: Object.fromEntries(scalarSlots) });
+    state.parameters.set(name, { optimizer, step, slots, scalars: Object.fromEntries(scalarSlots) });
     if (state.parameters.size % ITEMS_PER_YIELD === 0) yield;
   }
   let read = 0;
-  for (const { slots } of state.parameters.values()) {
+  const corrected = new Map<string, ParameterState>();
+  for (const [name, parameter] of state.parameters) {
+    const { optimizer, slots } = parameter;
+    const layout = layoutOf(optimizer);
+    if (layout.isCorrected) corrected.set(name, parameter);
     for (const [slot, tensor] of slots) if (tensor.dtype !== "F32" && tensor.dtype !== "F64") slots.set(slot, yield* widen(lease, tensor));
     const buffer = slots.get("momentum_buffer");
     if (layout.isNegated && buffer) yield* rescale(lease, buffer, -1, false);
     if (++read % ITEMS_PER_YIELD === 0) yield;
   }
-  return { state, lost: betas ? yield* removeBiasCorrection(state.parameters, drafts, betas, lease) : [] };
+  return { state, lost: corrected.size > 0 ? yield* removeBiasCorrection(corrected, drafts, requireBetas(convention, "/from"), lease) : [] };
 }
 
 const missingStepError = (expected: string, name: string): StepdError =>
   StepdError.mismatch("INVALID_PARAMS", "/from/step", expected, `none for ${firstNames([name])}`, [name]);
 
-function* readFile(file: Buffer, convention: Convention, { slots, scalars, isCountShared }: StorageLayout): Task<FileContents> {
+function* readFile(
+  file: Buffer,
+  convention: Convention,
+  base: OptimizerDefinition,
+  layoutOf: (optimizer: OptimizerDefinition) => StorageLayout,
+): Task<FileContents> {
   const drafts = new Map<string, ParameterDraft>();
-  const slotOf = new Map([...slots].map(([own, foreign]) => [foreign, own]));
-  const known = [...slotOf.keys(), ...Object.keys(scalars)];
   let count: number | undefined;
-  const { tensors } = yield* readSafetensorsInTurns(file, FIELD, "STATE_CORRUPT");
+  const { metadata, tensors } = yield* readSafetensorsInTurns(file, FIELD, "STATE_CORRUPT");
   for (const [index, info] of tensors.entries()) {
     if (index % ITEMS_PER_YIELD === ITEMS_PER_YIELD - 1) yield;
-    if (isCountShared && info.name === COUNT) {
+    if (layoutOf(base).isCountShared && info.name === COUNT) {
       count = readScalar(file, info, ["I32", "I64"], true);
       continue;
     }
     const key = readKey(info.name, convention);
+    const optimizer = key && metadata.has(OPTIMIZER_KEY + key.parameter) ? readOptimizer(metadata, OPTIMIZER_KEY + key.parameter) : base;
+    const { slots, scalars } = layoutOf(optimizer);
     // A torch file may have a step count even for an optimizer that stores none, so the step count is always read.
     const dtypes =
       key && (key.slot === STEP && convention.format === "torch" ? ["F32", "F64", "I64"] : Object.hasOwn(scalars, key.slot) ? scalars[key.slot] : undefined);
-    const slot = key && slotOf.get(key.slot);
-    if (!key || (slot === undefined && !dtypes)) throw corrupt(`keys ${keyForm(convention)} with a slot among ${known.join(", ")}`, JSON.stringify(info.name));
-    const draft = drafts.get(key.parameter) ?? { slots: new Map(), scalars: new Map() };
+    const slot = key && [...slots].find(([, foreign]) => foreign === key.slot)?.[0];
+    if (!key || (slot === undefined && !dtypes)) {
+      const known = [...slots.values(), ...Object.keys(scalars)];
+      throw corrupt(`keys ${keyForm(convention)} with a slot among ${known.join(", ")}`, JSON.stringify(info.name));
+    }
+    const draft = drafts.get(key.parameter) ?? { optimizer, slots: new Map(), scalars: new Map() };
     drafts.set(key.parameter, draft);
     if (dtypes) draft.scalars.set(key.slot, readScalar(file, info, dtypes, key.slot === STEP));
     else if (slot !== undefined) draft.slots.set(slot, slotTensor(file, info, key.parameter));

@@ -5,8 +5,8 @@
 import type { Lease } from "../arena/arena.ts";
 import { bytesOf } from "../codec/dtype.ts";
 import type { Parts } from "../codec/parts.ts";
-import { ITEMS_PER_YIELD, type Run, type Task } from "../codec/turns.ts";
-import { codesOf, MASTER_PARAM, type ParameterState, readState, type State, scaleOf, writeState } from "../engine/state.ts";
+import { CHEAP_ITEMS_PER_YIELD, ITEMS_PER_YIELD, type Run, type Task } from "../codec/turns.ts";
+import { codesOf, familyOf, MASTER_PARAM, type ParameterState, readState, type State, scaleOf, writeState } from "../engine/state.ts";
 import { type ArenaTensor, type BlobInput, loadBlob } from "../engine/tensors.ts";
 import { describe, StepdError } from "../errors/errors.ts";
 import { type OptimizerDefinition, registry } from "../optimizers/registry.ts";
@@ -25,7 +25,7 @@ export interface ConvertInput {
 }
 
 /** Converts the moments of a state to another format. */
-export type ConvertMoments = (state: State, optimizer: OptimizerDefinition, stateDtype: string) => Promise<void>;
+export type ConvertMoments = (state: State, stateDtype: string) => Promise<void>;
 
 export interface Converted {
   readonly state: Parts;
@@ -41,14 +41,13 @@ export const convertState = async (input: ConvertInput, lease: Lease, run: Run, 
     throw StepdError.mismatch("INVALID_PARAMS", "/state_dtype", `F32 or none for a file of ${input.to.format}, which has no narrow moments`, input.stateDtype);
   }
   const stateDtype = isForeign ? "F32" : input.stateDtype;
-  if (stateDtype !== undefined) await convertMoments(source.state, source.optimizer, stateDtype);
+  if (stateDtype !== undefined) await convertMoments(source.state, stateDtype);
   return run(writeResult(source, input, lease));
 };
 
 interface Input {
   readonly state: State;
   readonly lost: readonly string[];
-  readonly optimizer: OptimizerDefinition;
 }
 
 function* readInput({ state: blob, from, to, optimizer: name, fill }: ConvertInput, lease: Lease): Task<Input> {
@@ -57,16 +56,16 @@ function* readInput({ state: blob, from, to, optimizer: name, fill }: ConvertInp
   const target = name === undefined ? undefined : findOptimizer(name, "/optimizer");
   const source = from.format === "stepd" ? undefined : sourceOptimizer(from, target);
   const file = yield* loadBlob(blob, "/state", "STATE_CORRUPT", lease);
-  const { state, lost } = source ? yield* importState(file, from, source, lease) : { state: yield* readState(file), lost: [] };
-  const optimizer = target ?? state.optimizer;
-  requireFamily(state, optimizer);
-  const dropped = yield* dropSlots(state, optimizer);
-  yield* fillSlots(state, optimizer, fill, lease);
-  return { state, lost: [...lost, ...dropped], optimizer };
+  const given = source ? yield* importState(file, from, source, lease) : { state: yield* readState(file), lost: [] };
+  requireKnownRevisions(given.state);
+  const state = target ? yield* withOptimizer(given.state, target) : given.state;
+  const dropped = yield* dropSlots(state);
+  yield* fillSlots(state, fill, lease);
+  return { state, lost: [...given.lost, ...dropped] };
 }
 
-function* writeResult({ state, lost, optimizer }: Input, { to }: ConvertInput, lease: Lease): Task<Converted> {
-  const exported = to.format === "stepd" ? { state: yield* writeState(state, optimizer, lease), lost: [] } : yield* exportState(state, to, optimizer, lease);
+function* writeResult({ state, lost }: Input, { to }: ConvertInput, lease: Lease): Task<Converted> {
+  const exported = to.format === "stepd" ? { state: yield* writeState(state, lease), lost: [] } : yield* exportState(state, to, lease);
   return { state: exported.state, lost: [...lost, ...exported.lost] };
 }
 
@@ -82,21 +81,38 @@ const sourceOptimizer = ({ optimizer, format }: Convention, target: OptimizerDef
   return source;
 };
 
-const requireFamily = ({ optimizer: source, revision }: State, optimizer: OptimizerDefinition): void => {
-  const mismatch = (field: string, expected: string, found: string): StepdError => StepdError.mismatch("STATE_MISMATCH", field, expected, found);
-  if (source.family !== optimizer.family) {
-    const family = [...registry.values()].filter(({ family }) => family === source.family).map(({ name }) => name);
-    throw mismatch("/optimizer", `${family.join(", ")}, the family ${source.family} of the state of ${source.name}`, optimizer.name);
+/** The new file would contain this server's older revision numbers, which are wrong for its contents. */
+const requireKnownRevisions = ({ revisions }: State): void => {
+  for (const [name, revision] of revisions) {
+    const known = registry.get(name)?.revision ?? 0;
+    if (revision > known) throw StepdError.mismatch("STATE_MISMATCH", "/state", `a state of ${name} revision ${known} or older`, `revision ${revision}`);
   }
-  // The new file would contain this server's older revision number, which is wrong for its contents.
-  if (revision > source.revision) throw mismatch("/state", `a state of ${source.name} revision ${source.revision} or older`, `revision ${revision}`);
 };
 
-/** Removes the slots that the new optimizer does not have. Returns the losses as sentences. */
-function* dropSlots({ parameters }: State, { name, allSlots, scalarSlots = {} }: OptimizerDefinition): Task<readonly string[]> {
+/** Changes the optimizer of the parameters in the optimizer's family. Throws STATE_MISMATCH if there are none. */
+function* withOptimizer(state: State, optimizer: OptimizerDefinition): Task<State> {
+  const { optimizer: base, parameters } = state;
+  const isOfFamily = ({ family }: OptimizerDefinition): boolean => family === optimizer.family;
+  const sources = new Set([base]);
+  let read = 0;
+  for (const parameter of parameters.values()) {
+    if (++read % CHEAP_ITEMS_PER_YIELD === 0) yield;
+    sources.add(parameter.optimizer);
+    if (isOfFamily(parameter.optimizer)) parameter.optimizer = optimizer;
+  }
+  if (![...sources].some(isOfFamily)) {
+    const expected = [...sources].map((source) => `${familyOf(source).join(", ")}, the family ${source.family} of the state of ${source.name}`).join(", or ");
+    throw StepdError.mismatch("STATE_MISMATCH", "/optimizer", expected, optimizer.name);
+  }
+  return { ...state, optimizer: isOfFamily(base) ? optimizer : base };
+}
+
+/** Removes the slots that a parameter's new optimizer does not have. Returns the losses as sentences. */
+function* dropSlots({ parameters }: State): Task<readonly string[]> {
   let read = 0;
   const lost = new Map<string, string[]>();
-  for (const [parameter, { slots, scalars }] of parameters) {
+  for (const [parameter, { optimizer, slots, scalars }] of parameters) {
+    const { name, allSlots, scalarSlots = {} } = optimizer;
     if (++read % ITEMS_PER_YIELD === 0) yield;
     const dropped = [
       ...[...slots.keys()].filter((slot) => !allSlots.includes(codesOf(slot) ?? slot) && slot !== MASTER_PARAM),
@@ -104,27 +120,36 @@ function* dropSlots({ parameters }: State, { name, allSlots, scalarSlots = {} }:
     ];
     for (const slot of dropped) {
       slots.delete(slot);
-      const names = lost.get(slot) ?? [];
-      lost.set(slot, names);
+      const sentence = `${name} has no slot ${slot}`;
+      const names = lost.get(sentence) ?? [];
+      lost.set(sentence, names);
       names.push(parameter);
     }
   }
-  return [...lost].map(([slot, names]) => `${name} has no slot ${slot}: ${firstNames(names)}`);
+  return [...lost].map(([sentence, names]) => `${sentence}: ${firstNames(names)}`);
 }
 
-function* fillSlots({ parameters }: State, { name, allSlots, fills = {} }: OptimizerDefinition, fill: readonly string[], lease: Lease): Task<void> {
+/** Adds slots to the parameters whose optimizer has them. */
+function* fillSlots({ optimizer: base, parameters }: State, fill: readonly string[], lease: Lease): Task<void> {
+  if (fill.length === 0) return;
+  const optimizers = new Set(parameters.size === 0 ? [base] : [...parameters.values()].map(({ optimizer }) => optimizer));
+  const sourceOf = ({ allSlots, fills = {} }: OptimizerDefinition, slot: string): string | null | undefined =>
+    allSlots.includes(slot) && Object.hasOwn(fills, slot) ? fills[slot] : undefined;
   let filled = 0;
   for (const [index, slot] of fill.entries()) {
     const field = `/fill/${index}`;
-    const fillable = allSlots.filter((candidate) => candidate in fills);
-    const source = fills[slot];
-    if (source === undefined || !fillable.includes(slot)) {
+    if ([...optimizers].every((optimizer) => sourceOf(optimizer, slot) === undefined)) {
+      const names = [...optimizers].map(({ name }) => name).join(", ");
+      const fillable = [...new Set([...optimizers].flatMap((optimizer) => optimizer.allSlots.filter((one) => sourceOf(optimizer, one) !== undefined)))];
       const expected =
-        fillable.length === 0 ? `no slot, because ${name} has none that can be added` : `one of the slots of ${name} that can be added: ${fillable.join(", ")}`;
+        fillable.length === 0
+          ? `no slot, because ${names} has none that can be added`
+          : `one of the slots of ${names} that can be added: ${fillable.join(", ")}`;
       throw StepdError.mismatch("INVALID_PARAMS", field, expected, slot === MASTER_PARAM ? `${describe(slot)}, which needs the parameters` : describe(slot));
     }
-    for (const [parameter, { slots }] of parameters) {
-      if (!slots.has(slot)) fillSlot(slots, slot, source, parameter, field, lease);
+    for (const [parameter, { optimizer, slots }] of parameters) {
+      const source = sourceOf(optimizer, slot);
+      if (source !== undefined && !slots.has(slot)) fillSlot(slots, slot, source, parameter, field, lease);
       if (++filled % ITEMS_PER_YIELD === 0) yield;
     }
   }

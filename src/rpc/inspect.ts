@@ -13,16 +13,25 @@ export const inspect: Method<InspectParams> = {
 
   async handle(call, { engine, blobs, lease }) {
     const { state } = await blobs.load(call, lease);
-    const { optimizer, revision, bytes, parameters } = await engine.inspect(state, lease);
+    const { optimizer: base, revisions, bytes, parameters } = await engine.inspect(state, lease);
     let elements = 0;
     for (const { slots } of parameters.values()) for (const slot of slots.values()) elements += slot.elements;
-    const tensors = mappingOf([...parameters], ([name, { step, slots, scalars }]) => {
+    const tensors = mappingOf([...parameters], ([name, { optimizer, step, slots, scalars }]) => {
       const described = [
         ...[...slots].map(([slot, { dtype, shape }]) => [slot, { dtype, shape }] as const),
         ...Object.keys(scalars).map((slot) => [slot, { dtype: "F64", shape: [] }] as const),
       ];
-      return [name, { step, slots: Object.fromEntries(described) }] as const;
+      return [name, { ...(optimizer !== base && { optimizer: optimizer.name }), step, slots: Object.fromEntries(described) }] as const;
     });
-    return { format: STATE_FORMAT, optimizer: optimizer.name, revision, bytes, elements, tensors };
+    const { [base.name]: revision, ...others } = Object.fromEntries(revisions);
+    return {
+      format: STATE_FORMAT,
+      optimizer: base.name,
+      revision,
+      ...(Object.keys(others).length > 0 && { revisions: others }),
+      bytes,
+      elements,
+      tensors,
+    };
   },
 };

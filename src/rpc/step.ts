@@ -25,7 +25,7 @@ export const step: Method<StepParams> = {
       if (output.reduced) telemetry.countReduced(output.reduced.elements);
       if (output.report.reduce?.skipped) return output;
       if (output.report.skipped) telemetry.countNonFinite();
-      else telemetry.countElements(call.optimizer.name, output.elements);
+      else for (const [optimizer, elements] of Object.entries(output.elements)) telemetry.countElements(optimizer, elements);
       return output;
     });
     const { step, skipped } = result.report;

@@ -97,7 +97,9 @@ const CASES: Readonly<Record<string, ParamsCase>> = {
   "a group with an empty name": invalid(step({ groups: [{ tensors: [""], optimizer: {} }] }), "/groups/0/tensors/0", /at least 1 characters/),
   "a group whose tensors are one text": invalid(step({ groups: [{ tensors: "w", optimizer: {} }] }), "/groups/0/tensors", /expected array/),
   "a group without an optimizer": invalid(step({ groups: [{ tensors: ["w"] }] }), "/groups/0/optimizer", /found none/),
-  "a name inside a group": invalid(group({ name: "sgd" }), "/groups/1/optimizer/name", /no value/),
+  "an unknown optimizer in a group": invalid(group({ name: "sdg" }), "/groups/1/optimizer/name", /nearest is sgd/),
+  "a number as the optimizer of a group": invalid(group({ name: 1 }), "/groups/1/optimizer/name", /expected string/),
+  "a hyperparameter that only the call's optimizer has": invalid(group({ name: "sgd", eps: 1 }), "/groups/1/optimizer/eps", /a known field/),
   "an unknown hyperparameter in a group": invalid(group({ weight_decoy: 1 }), "/groups/1/optimizer/weight_decoy", /nearest is weight_decay/),
   "a hyperparameter out of range in a group": invalid(group({ betas: [0, 1] }), "/groups/1/optimizer/betas/1", /less than 1/),
   "hyperparameters of a group that contradict the call's": invalid(group({ nesterov: true }, "sgd"), "/groups/1/optimizer/nesterov", /momentum is 0/),
@@ -273,10 +275,10 @@ const CASES: Readonly<Record<string, ParamsCase>> = {
   },
   "a state that is a number": { params: step({ state: 0 }), error: "INVALID_PARAMS", field: "/state" },
   "a state of another family": {
-    params: step({ state: writeState({ optimizer: "sgd", steps: { w: 1 }, slots: {} }) }),
+    params: step({ state: writeState({ optimizer: "sgd", steps: { b: 1 }, slots: { momentum_buffer: { b: f32(1, 2) } } }) }),
     error: "STATE_MISMATCH",
     field: "/state",
-    pattern: /a state of .*adam.*found a state of sgd/,
+    pattern: /a state of .*adam.* for "b", or none.*found a state of sgd/,
   },
   "a state of a tensor that params does not have": {
     params: step({ state: writeState({ optimizer: "adam", steps: { [CALLER_TEXT]: 0 }, slots: {} }) }),

@@ -142,6 +142,14 @@ suite("a cached layout gives the same bytes", () => {
     );
   });
 
+  test("with groups of other optimizers, whose state begins late", async () => {
+    const groups: Options["groups"] = [{ tensors: ["b*"], optimizer: { name: "nadam" } }];
+    const { scale, big } = startParams(SHAPES);
+    await requireSameSteps({ optimizer: { name: "sgd", momentum: 0.9 }, groups }, (step) =>
+      step === 0 ? { ...filesAt(0), grads: writeTensors({ scale } as TestTensors) } : { ...filesAt(step), grads: writeTensors({ scale, big } as TestTensors) },
+    );
+  });
+
   test("without slots, if a parameter gets its first gradient late", async () => {
     const { b, ...others } = gradsAt(SMALL, 0);
     const warm = newEngine();

@@ -396,6 +396,18 @@ func members(t *testing.T, result any) map[string]any {
 	return wire
 }
 
+type wireSlices map[string]struct {
+	Offset int64 `json:"offset"`
+}
+
+func (w wireSlices) offsets() map[string]int64 {
+	offsets := map[string]int64{}
+	for name, slice := range w {
+		offsets[name] = slice.Offset
+	}
+	return offsets
+}
+
 // conformanceCalls maps each method to a function that makes a case's call and returns the result in wire form.
 var conformanceCalls = map[string]func(t *testing.T, client *Client, params []byte) (map[string]any, error){
 	"optimizer.step": func(t *testing.T, client *Client, params []byte) (map[string]any, error) {
@@ -422,9 +434,12 @@ var conformanceCalls = map[string]func(t *testing.T, client *Client, params []by
 			Grads     wireTensors `json:"grads"`
 			Params    wireTensors `json:"params"`
 			LossScale float64     `json:"loss_scale"`
+			Slices    wireSlices  `json:"slices"`
 		}
 		strictly(t, params, &wire)
-		norms, err := client.Norms(testContext(t), NormsRequest{Grads: wire.Grads.tensors(t), Params: wire.Params.tensors(t), LossScale: wire.LossScale})
+		norms, err := client.Norms(testContext(t), NormsRequest{
+			Grads: wire.Grads.tensors(t), Params: wire.Params.tensors(t), LossScale: wire.LossScale, Slices: wire.Slices.offsets(),
+		})
 		if err != nil {
 			return nil, err
 		}
@@ -433,6 +448,11 @@ var conformanceCalls = map[string]func(t *testing.T, client *Client, params []by
 			tensor := map[string]any{"grad_squares": onWire(sums.GradSquares), "zeros": sums.Zeros, "non_finite": sums.NonFinite}
 			if sums.ParamSquares != nil {
 				tensor["param_squares"] = onWire(*sums.ParamSquares)
+			}
+			for field, shards := range map[string][]float64{"grad_shard_squares": sums.GradShardSquares, "param_shard_squares": sums.ParamShardSquares} {
+				if shards != nil {
+					tensor[field] = shards
+				}
 			}
 			tensors[name] = tensor
 		}
@@ -518,6 +538,7 @@ func conformStep(t *testing.T, client stepper, params []byte) (map[string]any, e
 		Params    wireTensors `json:"params"`
 		Grads     wireTensors `json:"grads"`
 		State     []byte      `json:"state"`
+		Slices    wireSlices  `json:"slices"`
 		Schedule  Schedule    `json:"schedule"`
 		Clip      *struct {
 			MaxNorm   float64    `json:"max_norm"`
@@ -544,7 +565,7 @@ func conformStep(t *testing.T, client stepper, params []byte) (map[string]any, e
 	}
 	strictly(t, params, &wire)
 	request := StepRequest{
-		Optimizer: wire.Optimizer, Groups: wire.Groups, Params: wire.Params.tensors(t), Grads: wire.Grads.tensors(t), Schedule: wire.Schedule,
+		Optimizer: wire.Optimizer, Groups: wire.Groups, Params: wire.Params.tensors(t), Grads: wire.Grads.tensors(t), Slices: wire.Slices.offsets(), Schedule: wire.Schedule,
 		LossScale: wire.LossScale, NonFinite: wire.NonFinite, OthersNonFinite: wire.OthersNonFinite, Stats: wire.Stats, MasterWeights: wire.MasterWeights,
 		Reply: Reply(wire.Reply),
 	}

@@ -13,6 +13,8 @@ type NormsRequest struct {
 	// the arithmetic.
 	Params    Tensors
 	LossScale float64
+	// Slices are those of StepRequest.
+	Slices map[string]int64
 }
 
 // Norms holds sums over gradients. The gradients are divided by the loss scale first.
@@ -32,6 +34,9 @@ type TensorNorms struct {
 	// Zeros and NonFinite count gradient values.
 	Zeros     int64
 	NonFinite int64
+	// GradShardSquares and ParamShardSquares are the sums of squares of each 65,536 elements of a slice; nil for a whole tensor.
+	GradShardSquares  []float64
+	ParamShardSquares []float64
 }
 
 // Norms returns the sums of squares for exact clipping over several calls. Add up GradSquares over the tensors of all calls, in
@@ -56,12 +61,15 @@ func (c *Client) norms(ctx context.Context, request NormsRequest, retries int) (
 	if request.LossScale != 0 {
 		fields = append(fields, field{"loss_scale", request.LossScale})
 	}
+	fields = append(fields, slicesFields(request.Slices)...)
 	var wire struct {
 		Tensors map[string]struct {
-			GradSquares  *wireFloat `json:"grad_squares"`
-			ParamSquares *wireFloat `json:"param_squares"`
-			Zeros        int64      `json:"zeros"`
-			NonFinite    int64      `json:"non_finite"`
+			GradSquares  *wireFloat  `json:"grad_squares"`
+			ParamSquares *wireFloat  `json:"param_squares"`
+			Zeros        int64       `json:"zeros"`
+			NonFinite    int64       `json:"non_finite"`
+			GradShards   []wireFloat `json:"grad_shard_squares"`
+			ParamShards  []wireFloat `json:"param_shard_squares"`
 		} `json:"tensors"`
 		GradNorm *wireFloat `json:"grad_norm"`
 		Warnings []string   `json:"warnings"`
@@ -78,9 +86,20 @@ func (c *Client) norms(ctx context.Context, request NormsRequest, retries int) (
 		if sums.GradSquares == nil {
 			return nil, badReply("no grad_squares of %q", grad.Name)
 		}
-		norms.Tensors[grad.Name] = TensorNorms{float64(*sums.GradSquares), (*float64)(sums.ParamSquares), sums.Zeros, sums.NonFinite}
+		norms.Tensors[grad.Name] = TensorNorms{
+			GradSquares: float64(*sums.GradSquares), ParamSquares: (*float64)(sums.ParamSquares), Zeros: sums.Zeros, NonFinite: sums.NonFinite,
+			GradShardSquares: floats(sums.GradShards), ParamShardSquares: floats(sums.ParamShards),
+		}
 	}
 	return norms, nil
+}
+
+func floats(values []wireFloat) []float64 {
+	var out []float64
+	for _, value := range values {
+		out = append(out, float64(value))
+	}
+	return out
 }
 
 // wireFloat decodes a number, or a string for NaN or an infinity.

@@ -49,6 +49,9 @@ type StepRequest struct {
 	Grads Tensors
 	// State is the State of the last result; nil at the first step.
 	State *State
+	// Slices names tensors of this call that are flat slices of larger tensors. Each value is the index of the slice's first element
+	// in the whole tensor, a multiple of 65,536. Sharded slices large tensors itself.
+	Slices map[string]int64
 	// Schedule makes the learning rate a function of the step counts in the state.
 	Schedule Schedule
 	Clip     *Clip
@@ -392,6 +395,7 @@ func (r StepRequest) fields() ([]field, error) {
 	case r.State != nil:
 		fields = append(fields, field{"state", r.State})
 	}
+	fields = append(fields, slicesFields(r.Slices)...)
 	if r.Schedule != nil {
 		fields = append(fields, field{"schedule", map[string]any(r.Schedule)})
 	}
@@ -433,6 +437,18 @@ func optimizerFields(optimizer Optimizer, groups []Group, masterWeights bool) []
 		fields = append(fields, field{"master_weights", true})
 	}
 	return fields
+}
+
+// slicesFields returns the field for slices, if there are any.
+func slicesFields(slices map[string]int64) []field {
+	if len(slices) == 0 {
+		return nil
+	}
+	wire := make(map[string]any, len(slices))
+	for name, offset := range slices {
+		wire[name] = map[string]any{"offset": offset}
+	}
+	return []field{{"slices", wire}}
 }
 
 func (c *Clip) wire() map[string]any {

@@ -207,7 +207,7 @@ export class Engine {
   }
 
   /** Computes sums of squares by tensor, for exact clipping over several calls. */
-  async norms({ grads, params, loss_scale: lossScale = 1 }: Loaded<NormsParams>, lease: Lease, queueTime: QueueTime, digests?: InputDigests): Promise<Norms> {
+  async norms({ grads, params, ...options }: Loaded<NormsParams>, lease: Lease, queueTime: QueueTime, digests?: InputDigests): Promise<Norms> {
     const gradFile = await loadTensors(grads, "/grads", lease);
     const paramFile = params === undefined ? undefined : await loadTensors(params, "/params", lease);
     if (digests) {
@@ -217,7 +217,7 @@ export class Engine {
       await digests.inputsHashed();
     }
     const isLarge = hasManyTensors(gradFile) || (paramFile !== undefined && hasManyTensors(paramFile));
-    return this.#runCall(isLarge, (run) => norms(gradFile, paramFile, lossScale, lease, this.#pool, queueTime, run));
+    return this.#runCall(isLarge, (run) => norms(gradFile, paramFile, options, lease, this.#pool, queueTime, run));
   }
 
   /** Combines the updates of several clients into one pseudo-gradient. */

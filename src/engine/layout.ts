@@ -5,13 +5,14 @@
 import { bytesOf } from "../codec/dtype.ts";
 import { compareCanonical, type Safetensors, type TensorDescription, type TensorInfo, writeHeaderInTurns } from "../codec/safetensors.ts";
 import { CHEAP_ITEMS_PER_YIELD, ITEMS_PER_YIELD, sorted, type Task } from "../codec/turns.ts";
-import { StepdError } from "../errors/errors.ts";
+import { pointerEscape, StepdError } from "../errors/errors.ts";
 import type { StepParams } from "../generated/wire.gen.ts";
 import type { Hyperparameters, OptimizerDefinition, Values } from "../optimizers/registry.ts";
 import type { Matched, Pair } from "./match.ts";
 import { normLimit, type Plan, planOf } from "./plan.ts";
 import { type Recipe, type RecipeInput, Recipes, type TensorOptions } from "./recipe.ts";
 import { type KernelCall, NEW_SLOTS, STATE, sumBytes, type Target } from "./runner.ts";
+import { type SliceOffsets, sliceOffsets } from "./slices.ts";
 import {
   codesOf,
   MASTER_PARAM,
@@ -138,8 +139,10 @@ export function* compile(options: StepOptions, matched: Matched, kernel: (name: 
   if (firstMaster !== undefined && !masterWeights) {
     throw StepdError.mismatch("STATE_MISMATCH", "/state", "master_weights: true, because the state has master copies", "false", [firstMaster]);
   }
+  const slices = yield* sliceOffsets(options.slices, params.tensors, "/params");
+  if (slices.size > 0) refuseSums(options, [...slices.keys()][0] as string, needsNorm);
   const recipes = new Recipes(kernel);
-  const recipeCache = new RecipeCache(plan, recipes, tensorOptions, masterWeights);
+  const recipeCache = new RecipeCache(plan, recipes, tensorOptions, masterWeights, slices);
 
   const targets: StepTarget[] = [];
   const newSlots: NewSlot[] = [];
@@ -161,7 +164,16 @@ export function* compile(options: StepOptions, matched: Matched, kernel: (name: 
       offsets.push(stateEntries?.slots.get(slot)?.offset ?? 0);
     }
     const { optimizer } = recipe;
-    targets.push({ name, elements, offsets, sums: workBytes, recipe, step: stateEntries?.step, scalars: optimizer.scalarSlots && stateEntries?.scalars });
+    targets.push({
+      name,
+      elements,
+      first: slices.get(name) ?? 0,
+      offsets,
+      sums: workBytes,
+      recipe,
+      step: stateEntries?.step,
+      scalars: optimizer.scalarSlots && stateEntries?.scalars,
+    });
     elementsOf[optimizer.name] ??= {};
     const counts = elementsOf[optimizer.name] as Record<string, number>;
     counts[param.dtype] = (counts[param.dtype] ?? 0) + elements;
@@ -217,34 +229,57 @@ const hasOptimizers = (state: StateHeader, plan: Plan, others: OtherOptimizers):
   return [...others].every(([name, optimizer]) => state.others.get(name) === optimizer && isCurrent(optimizer));
 };
 
+/** Throws INVALID_PARAMS if the step needs sums over whole tensors, of which it has a slice. */
+const refuseSums = ({ stats = "none" }: StepOptions, slice: string, needsNorm: boolean): void => {
+  const reason = `because ${JSON.stringify(slice)} is a slice of a tensor`;
+  if (stats !== "none") throw StepdError.mismatch("INVALID_PARAMS", "/stats", `none, ${reason}`, stats, [slice]);
+  if (needsNorm) throw StepdError.mismatch("INVALID_PARAMS", "/clip/total_norm", `the norm over all gradients, ${reason}`, "none", [slice]);
+};
+
+/** Throws INVALID_PARAMS if an optimizer needs the whole tensor. */
+const refuseSlice = ({ name, wholeTensors }: OptimizerDefinition, values: Values<Hyperparameters>, slice: string, offset: number): void => {
+  if (wholeTensors === undefined || (wholeTensors !== true && values[wholeTensors] !== true)) return;
+  const cause = wholeTensors === true ? name : `${name} with ${wholeTensors}`;
+  throw StepdError.mismatch("INVALID_PARAMS", `/slices/${pointerEscape(slice)}`, `the whole tensor, which ${cause} needs`, `a slice from element ${offset}`, [
+    slice,
+  ]);
+};
+
 class RecipeCache {
   readonly #plan: Plan;
   readonly #recipes: Recipes;
   readonly #tensorOptions: TensorOptions;
   readonly #masterWeights: boolean;
+  readonly #slices: SliceOffsets;
   readonly #recipesOf = new Map<Values<Hyperparameters>, Map<string, Recipe>>();
   count = 0;
 
-  constructor(plan: Plan, recipes: Recipes, tensorOptions: TensorOptions, masterWeights: boolean) {
+  constructor(plan: Plan, recipes: Recipes, tensorOptions: TensorOptions, masterWeights: boolean, slices: SliceOffsets) {
     this.#plan = plan;
     this.#recipes = recipes;
     this.#tensorOptions = tensorOptions;
     this.#masterWeights = masterWeights;
+    this.#slices = slices;
   }
 
   /** Returns the recipe of a pair. `changed` replaces the hyperparameters of its group. */
-  of({ param, grad, stateEntries, recipeKey: key }: Pair, changed: Values<Hyperparameters> | undefined): Recipe {
+  of({ param, grad, stateEntries, recipeKey }: Pair, changed: Values<Hyperparameters> | undefined): Recipe {
     const { optimizer, values: own, field } = this.#plan.settingsOf(param.name);
     const values = changed ?? own;
     const byKey = this.#recipesOf.get(values) ?? new Map<string, Recipe>();
     this.#recipesOf.set(values, byKey);
+    // The last slice of a tensor may be short, but Q8 stores it in codes, as it stores the tensor.
+    const first = this.#slices.get(param.name);
+    const key = first === undefined ? recipeKey : `${recipeKey} ${first > 0}`;
+    const whole = { dtype: param.dtype, elements: (first ?? 0) + param.elements };
+    if (first !== undefined) refuseSlice(optimizer, values, param.name, first);
     let recipe = byKey.get(key);
     if (recipe) return recipe;
     const { state_dtype: stateDtype = "F32" } = values as { readonly state_dtype?: string };
     if (stateDtype !== "F32" && param.dtype === "F64") {
       throw StepdError.mismatch("UNSUPPORTED_DTYPE", `${field}/state_dtype`, "F32 for a parameter in F64, whose moments are F64", stateDtype, [param.name]);
     }
-    const slots = requiredSlots(optimizer, values, param, this.#masterWeights).map(([slot, dtype]) => [slot, !stateEntries?.slots.has(slot), dtype] as const);
+    const slots = requiredSlots(optimizer, values, whole, this.#masterWeights).map(([slot, dtype]) => [slot, !stateEntries?.slots.has(slot), dtype] as const);
     for (const [slot, isNew, dtype] of slots) {
       const found = stateEntries?.slots.get(slot)?.dtype ?? stateEntries?.slots.get(codesOf(slot) ?? "")?.dtype;
       if (found === undefined || (found === dtype && !isNew) || (isNew && codesOf(slot) === undefined)) continue;

@@ -2,12 +2,14 @@
 import type { Lease } from "../arena/arena.ts";
 import { type Mapping, mappingOf } from "../codec/members.ts";
 import { ITEMS_PER_YIELD, mapInTurns, type Run, type Task } from "../codec/turns.ts";
+import type { NormsParams, Slices } from "../generated/wire.gen.ts";
 import type { Pool } from "../pool/pool.ts";
 import { aligned } from "./layout.ts";
 import { match } from "./match.ts";
-import { type NormsRecipe, Recipes } from "./recipe.ts";
+import { GRADIENT_SQUARES, type NormsRecipe, Recipes } from "./recipe.ts";
 import { gradientSums, normOf } from "./report.ts";
 import { isRepeatable, type QueueTime, Runner, sumBytes, type Target } from "./runner.ts";
+import { type SliceOffsets, sliceOffsets } from "./slices.ts";
 import { readTensors, type TensorFile } from "./tensors.ts";
 
 /** The sums over one tensor, computed in float64. */
@@ -15,6 +17,9 @@ export interface TensorNorms {
   /** The gradient's sum of squares, after division by the loss scale. */
   readonly grad_squares: number;
   readonly param_squares?: number;
+  /** The gradient's sums of squares by shard, of a slice. */
+  readonly grad_shard_squares?: readonly number[];
+  readonly param_shard_squares?: readonly number[];
   readonly zeros: number;
   readonly non_finite: number;
 }
@@ -33,18 +38,19 @@ interface NormsTarget extends Target {
 interface NormsLayout {
   readonly targets: readonly NormsTarget[];
   readonly workBytes: number;
+  readonly slices: SliceOffsets;
 }
 
 export const norms = async (
   gradFile: TensorFile,
   paramFile: TensorFile | undefined,
-  lossScale: number,
+  { loss_scale: lossScale = 1, slices: given }: Pick<NormsParams, "loss_scale" | "slices">,
   lease: Lease,
   pool: Pool,
   queueTime: QueueTime,
   run: Run,
 ): Promise<Norms> => {
-  const { targets, workBytes } = await run(compileNormsLayout(gradFile, paramFile, lossScale, (name) => pool.kernel(name)));
+  const { targets, workBytes, slices } = await run(compileNormsLayout(gradFile, paramFile, lossScale, given, (name) => pool.kernel(name)));
   const bases = [paramFile?.bytes.byteOffset ?? 0, gradFile.bytes.byteOffset, 0, 0, 0, workBytes === 0 ? 0 : lease.alloc(workBytes)];
   const runner = new Runner(lease, pool, queueTime, bases);
   await runner.run(targets, ({ recipe }) => recipe.measure.calls, isRepeatable(lossScale));
@@ -53,7 +59,12 @@ export const norms = async (
   const tensors = mappingOf(targets, (target, index): readonly [string, TensorNorms] => {
     const { squares = 0, zeros = 0, nonFinite = 0 } = sums[index] ?? {};
     const [paramSquares = 0] = runner.total(target, target.recipe.squares.sums);
-    return [target.name, { grad_squares: squares, ...(paramFile && { param_squares: paramSquares }), zeros, non_finite: nonFinite }];
+    const { measure, squares: ofParam } = target.recipe;
+    const shards = slices.has(target.name) && {
+      grad_shard_squares: runner.shardSums(target, measure.sums, GRADIENT_SQUARES),
+      ...(paramFile && { param_shard_squares: runner.shardSums(target, ofParam.sums, 0) }),
+    };
+    return [target.name, { grad_squares: squares, ...(paramFile && { param_squares: paramSquares }), ...shards, zeros, non_finite: nonFinite }];
   });
   return {
     tensors,
@@ -62,7 +73,13 @@ export const norms = async (
   };
 };
 
-function* compileNormsLayout(gradFile: TensorFile, paramFile: TensorFile | undefined, lossScale: number, kernel: (name: string) => number): Task<NormsLayout> {
+function* compileNormsLayout(
+  gradFile: TensorFile,
+  paramFile: TensorFile | undefined,
+  lossScale: number,
+  slices: Slices | undefined,
+  kernel: (name: string) => number,
+): Task<NormsLayout> {
   const grads = yield* readTensors(gradFile, "/grads");
   // The parameter's dtype decides the arithmetic dtype, as in a step.
   const params = paramFile ? yield* readTensors(paramFile, "/params") : grads;
@@ -82,5 +99,5 @@ function* compileNormsLayout(gradFile: TensorFile, paramFile: TensorFile | undef
     workBytes += sumBytes(elements, recipe.columns);
     if (targets.length % ITEMS_PER_YIELD === 0) yield;
   }
-  return { targets, workBytes };
+  return { targets, workBytes, slices: yield* sliceOffsets(slices, grads.tensors, "/grads") };
 }

@@ -40,10 +40,13 @@ const COPY_SCRATCH = fixed(scratch(2));
 const MOMENT_AREA = 3;
 
 /** This "pointer" holds an element's index plus one. It advances by one per element, so each shard receives its own first index. */
-const ELEMENT_INDEX = fixed({ address: 1, stride: 1 });
+const ELEMENT_INDEX: Operand = ({ first = 0 }) => ({ address: 1 + first, stride: 1 });
 
 /** gradient_check counts non-finite values and non-finite squares. gradient_norm also counts zeros and adds up the squares. */
 const GRADIENT_SUM_COUNTS = { check: 2, norm: 4 } as const;
+
+/** The index of the sum of squares among the sums of gradient_norm. */
+export const GRADIENT_SQUARES = 3;
 
 /** The options of a call that apply equally to all its tensors. */
 export interface TensorOptions {

@@ -23,6 +23,8 @@ export const SUM_BYTES = 8;
 export interface Target {
   readonly name: string;
   readonly elements: number;
+  /** The index of its first element in the whole tensor; 0 unless it is a slice. */
+  readonly first?: number;
   /** The offset of each operand in its memory block. */
   readonly offsets: readonly number[];
   /** The offset of the tensor's sums in the block WORKSPACE. */
@@ -142,11 +144,18 @@ export class Runner {
   total(target: Target, columns: Columns | undefined): number[] {
     if (!columns) return [];
     const totals = new Array<number>(columns.width).fill(0);
-    for (let block = 0; block < shardsOf(target); block++) {
-      const row = (this.#bases[WORKSPACE] as number) + rowAddress(target, columns, block);
-      for (let i = 0; i < columns.width; i++) totals[i] = (totals[i] as number) + this.#lease.bytes.readDoubleLE(row + i * SUM_BYTES);
-    }
+    for (let block = 0; block < shardsOf(target); block++)
+      for (let i = 0; i < columns.width; i++) totals[i] = (totals[i] as number) + this.#sumAt(target, columns, block, i);
     return totals;
+  }
+
+  /** Returns one of a kernel's sums by shard. */
+  shardSums(target: Target, columns: Columns, index: number): number[] {
+    return Array.from({ length: shardsOf(target) }, (_, block) => this.#sumAt(target, columns, block, index));
+  }
+
+  #sumAt(target: Target, columns: Columns, block: number, index: number): number {
+    return this.#lease.bytes.readDoubleLE((this.#bases[WORKSPACE] as number) + rowAddress(target, columns, block) + index * SUM_BYTES);
   }
 }
 

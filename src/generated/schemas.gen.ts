@@ -555,6 +555,9 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
       "params": {
         "$ref": "tensor.schema.json#/$defs/TensorsSource"
       },
+      "slices": {
+        "$ref": "tensor.schema.json#/$defs/Slices"
+      },
       "master_weights": {
         "description": "Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param), and apply the steps to that copy.",
         "type": "boolean",
@@ -755,6 +758,20 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "param_squares": {
               "$ref": "tensor.schema.json#/$defs/Value"
             },
+            "grad_shard_squares": {
+              "description": "Of a slice: the gradient's sum of squares over each 65,536 elements. The sums of all slices, added in the order of their offsets, are grad_squares of the whole tensor.",
+              "type": "array",
+              "items": {
+                "$ref": "tensor.schema.json#/$defs/Value"
+              }
+            },
+            "param_shard_squares": {
+              "description": "The same of the parameter.",
+              "type": "array",
+              "items": {
+                "$ref": "tensor.schema.json#/$defs/Value"
+              }
+            },
             "zeros": {
               "type": "integer"
             },
@@ -811,6 +828,9 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
       },
       "params": {
         "$ref": "tensor.schema.json#/$defs/TensorsSource"
+      },
+      "slices": {
+        "$ref": "tensor.schema.json#/$defs/Slices"
       },
       "loss_scale": {
         "description": "All gradients are first divided by this number: a normal float32.",
@@ -3272,6 +3292,9 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         },
         "tsType": "Uint8Array | string | SharedBlob | CachedBlob | null"
       },
+      "slices": {
+        "$ref": "tensor.schema.json#/$defs/Slices"
+      },
       "schedule": {
         "$ref": "schedule.schema.json"
       },
@@ -3427,6 +3450,31 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "contentEncoding": "base64",
         "blob": true,
         "tsType": "Uint8Array | string"
+      },
+      "Slices": {
+        "title": "Slices",
+        "description": "Names each tensor of this call that is a part of a larger one: a flat slice, which begins at element offset of the whole tensor. Offsets are multiples of 65,536, so that all calls together give the bits of one.",
+        "type": "object",
+        "propertyNames": {
+          "maxLength": 1024
+        },
+        "additionalProperties": {
+          "title": "Slice",
+          "type": "object",
+          "required": [
+            "offset"
+          ],
+          "additionalProperties": false,
+          "properties": {
+            "offset": {
+              "type": "integer",
+              "minimum": 0,
+              "maximum": 9007199254675456,
+              "multipleOf": 65536
+            }
+          }
+        },
+        "tsType": "{ readonly [name: string]: { readonly offset: number } }"
       },
       "Dtype": {
         "title": "Dtype",

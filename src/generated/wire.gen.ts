@@ -34,6 +34,10 @@ export type Optimizer = (Adadelta | Adagrad | Adam | Adamax | AdamW | LAMB | LAR
  */
 export type TensorsSource1 = Uint8Array | string | { readonly [name: string]: PlainTensor } | SharedBlob | CachedBlob
 /**
+ * Names each tensor of this call that is a part of a larger one: a flat slice, which begins at element offset of the whole tensor. Offsets are multiples of 65,536, so that all calls together give the bits of one.
+ */
+export type Slices = { readonly [name: string]: { readonly offset: number } }
+/**
  * Whether the reply has a receipt: the SHA-256 of each blob in and out, and the options. An object says which part of a sharded step this call is, and the receipt repeats it.
  */
 export type ReceiptOption = boolean | ReceiptPart
@@ -666,6 +670,7 @@ optimizer: Optimizer
  */
 groups?: Group[]
 params: TensorsSource1
+slices?: Slices
 /**
  * Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param), and apply the steps to that copy.
  */
@@ -1352,6 +1357,14 @@ receipt?: Receipt
 export interface TensorNorms {
 grad_squares: Value
 param_squares?: Value
+/**
+ * Of a slice: the gradient's sum of squares over each 65,536 elements. The sums of all slices, added in the order of their offsets, are grad_squares of the whole tensor.
+ */
+grad_shard_squares?: Value[]
+/**
+ * The same of the parameter.
+ */
+param_shard_squares?: Value[]
 zeros: number
 non_finite: number
 }
@@ -1361,6 +1374,7 @@ non_finite: number
 export interface NormsParams {
 grads: TensorsSource1
 params?: TensorsSource1
+slices?: Slices
 /**
  * All gradients are first divided by this number: a normal float32.
  */
@@ -1611,6 +1625,7 @@ reduce?: Reduction
  * The state of the last reply; null or absent at the first step.
  */
 state?: Uint8Array | string | SharedBlob | CachedBlob | null
+slices?: Slices
 schedule?: Schedule
 /**
  * Gradient clipping, after the loss scale.

@@ -104,6 +104,11 @@ export interface OptimizerDefinition<H extends Hyperparameters = Hyperparameters
   readonly fills?: Readonly<Record<string, string | null>>;
   /** True if torch's optimizer stores no step count. */
   readonly hasNoStepInTorch?: true;
+  /**
+   * Set if an element's update depends on other elements of its tensor: true, or the name of the hyperparameter that makes it so.
+   * Such an optimizer refuses slices of tensors.
+   */
+  readonly wholeTensors?: true | (keyof H & string);
   /** The hyperparameter that limits the norm over all gradients of a call. It must be equal in all groups. */
   readonly normLimit?: keyof H & string;
   /** Returns the initial values of slots that do not start at 0. */

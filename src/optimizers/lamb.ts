@@ -52,6 +52,7 @@ export default defineOptimizer({
   },
   slots: () => momentSlots,
   ...familyState,
+  wholeTensors: true,
   normLimit: "max_grad_norm",
   check: ({ trust_min, trust_max }) =>
     trust_min !== null && trust_max !== null && trust_min > trust_max

@@ -69,6 +69,7 @@ export default defineOptimizer({
   allSlots: ["momentum_buffer"],
   moments: { momentum_buffer: "signed" },
   lateSlots: ["momentum_buffer"],
+  wholeTensors: true,
   fills: { momentum_buffer: null },
   hasNoStepInTorch: true,
   check: ({ nesterov, momentum, dampening }) => {

@@ -42,6 +42,7 @@ export default defineOptimizer({
   moments: { exp_avg: "signed" },
   lateSlots: [],
   hasNoStepInTorch: true,
+  wholeTensors: "caution",
   stages: ({ betas: [beta1, beta2], weight_decay, caution }) =>
     caution
       ? [

@@ -291,6 +291,8 @@ const explainOne = ({ keyword, instancePath, params, data, schema, parentSchema,
       return invalid(String((parentSchema as { $comment?: string }).$comment), describe(data));
     case "false schema":
       return invalid("no value", describe(data));
+    case "multipleOf":
+      return invalid(`a multiple of ${schema}`, describe(data));
     case "minItems":
     case "maxItems":
       return invalid(`${keyword === "minItems" ? "at least" : "at most"} ${params["limit"]} items`, describe(data));

@@ -10,6 +10,12 @@ import { blobs } from "./blobs.ts";
 const adam = { name: "adam", lr: 0.1 };
 const sgd = { name: "sgd", lr: 0.1, momentum: 0.9 };
 
+/** A tensor that may be a part of a larger one. */
+const flat = {
+  params: { w: { shape: [3], dtype: "F32", values: [1, -2, 3.5] } },
+  grads: { w: { shape: [3], dtype: "F32", values: [0.5, 0.25, -1] } },
+};
+
 /** First steps, as parameters of optimizer.step. */
 const steps: readonly (readonly [file: string, about: string, settings: Readonly<Record<string, unknown>>])[] = [
   [
@@ -47,6 +53,10 @@ const steps: readonly (readonly [file: string, about: string, settings: Readonly
   ["master-weights", "float32 master copies of BF16 parameters", { optimizer: adamw, params: recast(params, "BF16"), master_weights: true }],
   ["stochastic-rounding", "BF16 with stochastic rounding by seed", { optimizer: adamw, params: recast(params, "BF16"), stochastic_rounding: { seed: 7 } }],
   ["moments-bf16", "moments in BF16", { optimizer: { name: "adamw", lr: 0.1, state_dtype: "BF16" } }],
+  ["slices", "the second part of a tensor", { optimizer: adamw, ...flat, slices: { w: { offset: 65_536 } } }],
+  ["error-slices-optimizer", "a part of a tensor, where the optimizer needs all of it", { optimizer: { name: "lamb" }, ...flat, slices: { w: { offset: 0 } } }],
+  ["error-slices-offset", "a part that begins inside a shard", { optimizer: sgd, ...flat, slices: { w: { offset: 100 } } }],
+  ["error-slices-stats", "statistics, which are those of whole tensors", { optimizer: sgd, ...flat, slices: { w: { offset: 0 } }, stats: "global" }],
   ["lamb-stats", "LAMB with its trust ratios", { optimizer: { name: "lamb", lr: 0.1 }, stats: "tensor" }],
   [
     "groups-schedule",
@@ -173,6 +183,7 @@ export async function* requests(ask: Ask): AsyncGenerator<Request> {
   yield other("optimizer.init", "init.error-optimizer", "a hyperparameter out of range", { optimizer: { name: "sgd", momentum: -1 }, params });
   yield other("optimizer.norms", "norms.grads", "sums of squares of gradients", { grads });
   yield other("optimizer.norms", "norms.params", "sums of squares of gradients and parameters, with a loss scale", { grads, params, loss_scale: 16 });
+  yield other("optimizer.norms", "norms.slices", "sums of a part of a tensor, by shard", { ...flat, slices: { w: { offset: 65_536 } } });
   yield other("optimizer.norms", "norms.empty", "no gradients at all", { grads: {} });
   yield other("optimizer.norms", "norms.non-finite", "NaN and infinity are counted", { grads: nonFiniteGrads });
   const shapes = Object.fromEntries(Object.entries(params).map(([name, { shape, dtype }]) => [name, { shape, dtype }]));

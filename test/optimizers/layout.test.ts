@@ -233,6 +233,7 @@ const VALUES: Readonly<Record<keyof Options, readonly unknown[]>> = {
     { name: "lamb", lr: 0.25 },
   ],
   groups: [[{ tensors: ["w"], optimizer: { lr: 0.5 } }], [{ tensors: ["b"], optimizer: { lr: 0.5 } }]],
+  slices: [{ long: { offset: 0 } }, { long: { offset: 65_536 } }, { long: { offset: 131_072 } }],
   schedule: [
     { name: "cosine", T_max: 10 },
     { name: "cosine", T_max: 20 },

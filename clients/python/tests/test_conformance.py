@@ -327,6 +327,7 @@ def test_case_in_shared_memory(
 NOT_SHARDED = (
     *("convert.", "inspect.", "plan.", "schedule."),
     *("step.clip-norm", "step.lamb-stats", "step.loss-scale"),
+    "step.error-slices-stats",
     *("step.cached", "step.kept", "step.reply-none.", "step.shared-cached"),
     *("step.error-cached-kind", "step.error-handle", "step.error-missing-"),
     *("step.error-shared-bare", "init.error-shared-bare"),

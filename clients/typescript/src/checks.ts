@@ -55,7 +55,7 @@ export const requireName = (field: string, value: unknown): void => {
 const OPTIMIZER = 'an optimizer such as { name: "adamw", lr: 1e-3 }';
 
 /** These options of a step must be objects. */
-const OBJECT_OPTIONS = ["schedule", "clip", "stochastic_rounding", "reply"];
+const OBJECT_OPTIONS = ["slices", "schedule", "clip", "stochastic_rounding", "reply"];
 
 /** Checks all arguments of a call except its tensors and state. */
 export const requireSettings = (settings: object): void => {

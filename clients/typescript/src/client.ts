@@ -58,7 +58,7 @@ export interface StepResult extends Omit<WireResult, "params" | "state"> {
   readonly state: State;
 }
 
-export interface NormsInput extends Pick<StepInput, "grads" | "loss_scale"> {
+export interface NormsInput extends Pick<StepInput, "grads" | "loss_scale" | "slices"> {
   /** Needed if a parameter's dtype differs from its gradient's, because the parameter's dtype decides the arithmetic. */
   readonly params?: Tensors | undefined;
 }
@@ -166,7 +166,7 @@ export class Client {
   }
 
   /** Returns the state before the first step. */
-  async init(input: Pick<StepInput, "optimizer" | "groups" | "params" | "master_weights">, options?: CallOptions): Promise<State> {
+  async init(input: Pick<StepInput, "optimizer" | "groups" | "params" | "master_weights" | "slices">, options?: CallOptions): Promise<State> {
     requireObject("init", input, "an object with optimizer and params");
     const { params, ...settings } = input;
     requireSettings(settings);
@@ -179,12 +179,12 @@ export class Client {
   /** Returns the sums of squares of each tensor, for exact clipping over several calls. */
   async norms(input: NormsInput, options?: CallOptions): Promise<NormsResult> {
     requireObject("norms", input, "an object with grads");
-    const { grads, params, loss_scale } = input;
+    const { grads, params, ...settings } = input;
     requireTensors("grads", grads);
     if (params !== undefined) requireTensors("params", params);
     const files = { grads: fileParts(grads), params: params && fileParts(params) };
     return this.#withBlobs([files.grads, files.params], null, (blobs) => {
-      const body = { loss_scale, grads: blobs.put(files.grads), params: files.params && blobs.put(files.params) };
+      const body = { ...settings, grads: blobs.put(files.grads), params: files.params && blobs.put(files.params) };
       return this.#transport.call("/v1/norms", body, readWith<NormsResult>("tensors"), options, blobs.lost);
     });
   }

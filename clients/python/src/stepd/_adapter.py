@@ -38,6 +38,10 @@ def adapter_options(given: Mapping[str, Any]) -> StepOptions:
             'cached: expected none, because reply={"cache": True} is enough here: '
             "the next step names what the server kept"
         )
+    if options.get("slices") is not None:
+        raise TypeError(
+            "slices: expected none, because every step here has all tensors"
+        )
     reply = options.get("reply")
     if reply is not None and not isinstance(reply, Mapping):
         expected = 'expected a dict such as {"params": "bf16"}'

@@ -40,7 +40,7 @@ from ._http import (
     token_of,
 )
 from ._memory import Pool
-from ._options import Groups, Optimizer, Schedule, StepOptions, step_options
+from ._options import Groups, Optimizer, Schedule, Slices, StepOptions, step_options
 from ._reduce import AnyUpdate, ReduceOptions, ReduceResult
 from ._retry import Attempts, Backoff, Retry, retry_of
 from ._shared import SharedFolder
@@ -224,11 +224,12 @@ class AsyncClient:
         *,
         groups: Groups | None = None,
         master_weights: bool | None = None,
+        slices: Slices | None = None,
         timeout: float | Timeout | None = None,
     ) -> State:
         """Return the state before the first step, as :meth:`Client.init` does."""
         return await self._run(
-            calls.init(optimizer, params, groups, master_weights, self._shared),
+            calls.init(optimizer, params, groups, master_weights, slices, self._shared),
             timeout,
         )
 
@@ -238,10 +239,11 @@ class AsyncClient:
         params: Arrays | None = None,
         *,
         loss_scale: float | None = None,
+        slices: Slices | None = None,
         timeout: float | Timeout | None = None,
     ) -> NormsResult:
         """Return the sums of squares of each tensor, as :meth:`Client.norms` does."""
-        call = calls.norms(grads, params, loss_scale, self._shared)
+        call = calls.norms(grads, params, loss_scale, slices, self._shared)
         return await self._run(call, timeout)
 
     async def reduce(

@@ -33,7 +33,7 @@ from ._checks import (
 )
 from ._error_table import BlobMissing, InvalidParams
 from ._errors import StepdError
-from ._options import Groups, Optimizer, Reply, Schedule, StepOptions
+from ._options import Groups, Optimizer, Reply, Schedule, Slices, StepOptions
 from ._reduce import (
     AnyUpdate,
     ReduceOptions,
@@ -198,6 +198,9 @@ class TensorNorms:
     zeros: int
     non_finite: int
     param_squares: float | None = None
+    #: The sums of squares of each 65,536 elements, if the tensor is a slice.
+    grad_shard_squares: Sequence[float] | None = None
+    param_shard_squares: Sequence[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -421,10 +424,13 @@ def _clip_on_wire(clip: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _numbers(values: Json) -> Json:
     """Return norms as floats. JSON replies hold infinity and NaN as strings."""
-    return {
-        key: float(value) if isinstance(value, str) else value
-        for key, value in values.items()
-    }
+    return {key: _number(value) for key, value in values.items()}
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_number(item) for item in value]
+    return float(value) if isinstance(value, str) else value
 
 
 def _stats(stats: Json | None) -> Stats | None:
@@ -442,14 +448,17 @@ def init(
     params: Arrays,
     groups: Groups | None,
     master_weights: bool | None,
+    slices: Slices | None = None,
     shared: SharedFolder | None = None,
 ) -> Call[State]:
     require_optimizer(optimizer)
-    require_options({"groups": groups, "master_weights": master_weights})
+    options = {"groups": groups, "master_weights": master_weights, "slices": slices}
+    require_options(options)
     require_arrays("params", params)
     fields = {
         "optimizer": optimizer,
         "groups": groups,
+        "slices": slices,
         "master_weights": master_weights,
         "params": _blob("params", params),
     }
@@ -462,6 +471,7 @@ def norms(
     grads: Arrays,
     params: Arrays | None,
     loss_scale: float | None,
+    slices: Slices | None = None,
     shared: SharedFolder | None = None,
 ) -> Call[NormsResult]:
     def read(reply: Json) -> NormsResult:
@@ -472,12 +482,13 @@ def norms(
         warnings = tuple(reply.get("warnings", ()))
         return NormsResult(tensors, float(reply["grad_norm"]), warnings)
 
-    require_options({"loss_scale": loss_scale})
+    require_options({"loss_scale": loss_scale, "slices": slices})
     require_arrays("grads", grads)
     if params is not None:
         require_arrays("params", params)
     fields = {
         "loss_scale": loss_scale,
+        "slices": slices,
         "grads": _blob("grads", grads),
         "params": None if params is None else _blob("params", params),
     }

@@ -87,6 +87,7 @@ def require_groups(groups: object) -> None:
 _MAPPINGS = {
     "schedule": '{"name": "cosine", "T_max": 1000}',
     "clip": '{"max_norm": 1.0}',
+    "slices": '{"w": {"offset": 65536}}',
     "stochastic_rounding": '{"seed": 1}',
     "reply": '{"params": "bf16"}',
 }

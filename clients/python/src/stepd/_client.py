@@ -15,7 +15,7 @@ from ._calls import Call, Convention, Conversion, Json, NormsResult, StepResult
 from ._checks import require_count, require_tls
 from ._errors import StepdError, TransportError
 from ._http import Transport, address_of
-from ._options import Groups, Optimizer, Schedule, StepOptions, step_options
+from ._options import Groups, Optimizer, Schedule, Slices, StepOptions, step_options
 from ._reduce import AnyUpdate, ReduceOptions, ReduceResult
 from ._retry import Attempts, Backoff, Retry, retry_of
 from ._shared import SharedFolder
@@ -161,10 +161,13 @@ class Client:
         *,
         groups: Groups | None = None,
         master_weights: bool | None = None,
+        slices: Slices | None = None,
         timeout: float | Timeout | None = None,
     ) -> State:
         """Return the state before the first step: initial values, step 0."""
-        call = calls.init(optimizer, params, groups, master_weights, self._shared)
+        call = calls.init(
+            optimizer, params, groups, master_weights, slices, self._shared
+        )
         return self._run(call, timeout)
 
     def norms(
@@ -173,10 +176,11 @@ class Client:
         params: Arrays | None = None,
         *,
         loss_scale: float | None = None,
+        slices: Slices | None = None,
         timeout: float | Timeout | None = None,
     ) -> NormsResult:
         """Return the sums of squares for exact clipping over several calls."""
-        call = calls.norms(grads, params, loss_scale, self._shared)
+        call = calls.norms(grads, params, loss_scale, slices, self._shared)
         return self._run(call, timeout)
 
     def reduce(

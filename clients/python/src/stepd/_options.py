@@ -31,11 +31,24 @@ class Reply(TypedDict, total=False):
     cache: bool
 
 
+class Slice(TypedDict):
+    """A part of a larger tensor."""
+
+    #: The index of the first element: a multiple of 65,536.
+    offset: int
+
+
+Slices = Mapping[str, Slice]
+
+
 class StepOptions(TypedDict, total=False):
     """The options of a step. None means the default."""
 
     #: Hyperparameters of some tensors: ``[{"tensors": ["*.bias"], "optimizer": {}}]``.
     groups: Groups | None
+    #: ``{"w": {"offset": 65536}}`` says that the call has a flat slice of the larger
+    #: tensor ``w``, from that element on. The client itself slices large tensors.
+    slices: Slices | None
     #: A learning-rate schedule, evaluated at each tensor's own step count.
     schedule: Schedule | None
     #: ``{"max_norm": 1.0}`` or ``{"max_value": 0.5}``, applied after the loss scale. A

@@ -212,6 +212,7 @@ class ShardedClient:
         cached = options.get("cached")
         loss_scale = options.get("loss_scale")
         reply = options.get("reply") or {}
+        slices = options.get("slices")
         if cached is not None:
             shards = _cached_shards(cached, params, state)
         elif params is not None:
@@ -223,7 +224,8 @@ class ShardedClient:
             known.update(shard.tensors)
         # The first call takes every gradient and state without a parameter: the server
         # then names them in its error.
-        shards[0].unmatched += sorted(grads.keys() - known.keys())
+        strays = {*grads, *(slices or ())} - known.keys()
+        shards[0].unmatched += sorted(strays)
         if state is not None:
             shards[0].unmatched += [name for name in state.steps if name not in known]
 
@@ -241,6 +243,10 @@ class ShardedClient:
             own_grads = _only(grads, names)
             own_state = None if state is None else state.pick(names)
             own_options: StepOptions = {**options, "cached": shard.cached}
+            if slices is not None:
+                own_options["slices"] = {
+                    name: slices[name] for name in names if name in slices
+                }
 
             def step(client: Client) -> tuple[StepResult, str]:
                 result = client.step(

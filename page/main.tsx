@@ -70,8 +70,8 @@ interface Question {
   readonly answer: (token: string) => void;
 }
 
-/** A token consists of visible ASCII characters. Others would make the header invalid. */
-const TOKEN = "[\\x21-\\x7e]+";
+/** A token consists of visible ASCII characters. Others would make the header invalid. Spaces around it come from copying. */
+const TOKEN = "\\s*[\\x21-\\x7e]+\\s*";
 
 const TokenDialog = () => {
   const [question, setQuestion] = useState<Question>();
@@ -79,25 +79,30 @@ const TokenDialog = () => {
   useEffect(() => setTokenDialog((reason) => new Promise((answer) => setQuestion({ reason, answer }))), []);
   useEffect(() => {
     if (question) dialog.current?.showModal();
+    else dialog.current?.close();
   }, [question]);
+  // Browsers close a dialog at the second Escape in any case, but without a token the page can do nothing.
+  const onClose = (): void => {
+    if (question) dialog.current?.showModal();
+  };
   const onSubmit = (event: SubmitEvent): void => {
     event.preventDefault();
     const field = (event.currentTarget as HTMLFormElement).elements.namedItem("token") as HTMLInputElement;
-    question?.answer(field.value);
+    const given = field.value.trim();
     field.value = "";
-    dialog.current?.close();
     setQuestion(undefined);
+    question?.answer(given);
   };
   return (
-    <dialog ref={dialog} aria-labelledby="token-title" onCancel={(event) => event.preventDefault()}>
+    <dialog ref={dialog} aria-labelledby="token-title" onCancel={(event) => event.preventDefault()} onClose={onClose}>
       <form onSubmit={onSubmit}>
         <h2 id="token-title">This server needs a token</h2>
         <p>{question?.reason}</p>
         <label>
           Token
-          <input name="token" type="password" autocomplete="off" required pattern={TOKEN} />
+          <input name="token" type="password" autocomplete="off" required pattern={TOKEN} title="Visible ASCII characters, without spaces between them" />
         </label>
-        <p class="hint">The token stays in this tab's memory, and goes to this server only.</p>
+        <p class="hint">The token stays in this tab's memory, and goes only to this server and its replicas.</p>
         <button type="submit">Use it</button>
       </form>
     </dialog>
@@ -107,7 +112,8 @@ const TokenDialog = () => {
 const Frame = () => {
   const [{ panel, setting }, setPlace] = useState(readPlace);
   const [summary, setSummary] = useState<Summary>();
-  const [error, setError] = useState<string>();
+  const [summaryError, setSummaryError] = useState<string>();
+  const [panelError, setPanelError] = useState<string>();
   const [loaded, setLoaded] = useState<{ readonly id: string; readonly Content: ComponentType<PanelProps> }>();
   const main = useRef<HTMLElement>(null);
   useEffect(() => {
@@ -121,15 +127,21 @@ const Frame = () => {
         if (given.authentication === "bearer") await askForToken("Ask whoever runs it for one.");
         setSummary(given);
       })
-      .catch((error) => setError(`The server was not reached: ${messageOf(error)}`));
+      .catch((error) => setSummaryError(`The server was not reached: ${messageOf(error)}`));
   }, []);
   useEffect(() => {
     document.title = `${panel.title} · stepd`;
+    setPanelError(undefined);
+    let isCurrent = true;
     panel.load().then(
-      (Content) => setLoaded({ id: panel.id, Content }),
-      (error) => setError(`The panel was not loaded: ${messageOf(error)}`),
+      (Content) => isCurrent && setLoaded({ id: panel.id, Content }),
+      () => isCurrent && setPanelError("The panel was not loaded: the server does not answer, or has another version by now. Load the page again."),
     );
+    return () => {
+      isCurrent = false;
+    };
   }, [panel]);
+  const error = summaryError ?? panelError;
   return (
     <>
       <button type="button" class="skip" onClick={() => main.current?.focus()}>

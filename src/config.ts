@@ -42,6 +42,8 @@ export interface Config {
   readonly corsOrigins: readonly string[];
   /** "on" serves the page for browsers at /. */
   readonly page: string;
+  /** The URLs of the replicas whose metrics the page shows. Each ends with a slash. */
+  readonly pageReplicas: readonly string[];
 }
 
 /** Thrown for an invalid setting. Its message is one line. */
@@ -90,6 +92,17 @@ const parseOrigins = (text: string, name: string): readonly string[] => {
   }
   return list;
 };
+
+/** Parses a list of base URLs. Returns each with a slash at its end. */
+const parseUrls = (text: string, name: string): readonly string[] =>
+  text.split(",").flatMap((part) => {
+    const given = part.trim();
+    if (given === "") return [];
+    const url = URL.canParse(given) ? new URL(given) : undefined;
+    const isBase = url && /^https?:$/.test(url.protocol) && `${url.username}${url.password}${url.search}${url.hash}` === "";
+    if (!isBase) throw new ConfigError(`${name}: expected URLs such as http://10.0.0.2:8080, found ${JSON.stringify(given)}`);
+    return [url.href.replace(/\/?$/, "/")];
+  });
 
 const parseAddress = (text: string, name: string): string => {
   if (text === "") throw new ConfigError(`${name}: expected an address, found ""`);
@@ -249,6 +262,12 @@ const settingsOf = (machine: Machine) =>
     adminHost: { name: "STEPD_ADMIN_HOST", help: "address for that port", initial: "127.0.0.1", parse: parseAddress },
     corsOrigins: { name: "STEPD_CORS_ORIGINS", help: "comma-separated origins whose web pages may call, or *", initial: "", parse: parseOrigins },
     page: { name: "STEPD_PAGE", help: "on or off; on shows browsers a page at /", initial: "on", parse: oneOf(["on", "off"]) },
+    pageReplicas: {
+      name: "STEPD_PAGE_REPLICAS",
+      help: "comma-separated URLs of replicas whose metrics the page also shows; STEPD_CORS_ORIGINS of each replica must list the page's origin",
+      initial: "",
+      parse: parseUrls,
+    },
   }) satisfies { readonly [K in keyof Config]: Setting<Config[K]> };
 
 const PREFIX = "STEPD_";

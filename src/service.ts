@@ -101,6 +101,7 @@ export class Service implements AsyncDisposable {
       corsOrigins: config.corsOrigins,
       version,
       page: config.page === "on" && existsSync(PAGE) ? PAGE : undefined,
+      pageReplicas: config.pageReplicas,
       hasAdmin: config.adminPort !== undefined,
       isReady: () => this.#state === "serving",
       isDraining: () => this.#state === "draining",

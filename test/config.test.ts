@@ -322,6 +322,9 @@ test("incomplete combinations of settings and invalid origins are refused by nam
     [{ STEPD_TLS_CLIENT_CA_FILE: "a" }, /^STEPD_TLS_CERT_FILE: /],
     [{ STEPD_CORS_ORIGINS: "train.example" }, /^STEPD_CORS_ORIGINS: .*"train.example"/],
     [{ STEPD_CORS_ORIGINS: "https://train.example/page" }, /^STEPD_CORS_ORIGINS: /],
+    [{ STEPD_PAGE_REPLICAS: "http://a.example, b.example" }, /^STEPD_PAGE_REPLICAS: .*"b\.example"/],
+    [{ STEPD_PAGE_REPLICAS: "http://user:secret@a.example" }, /^STEPD_PAGE_REPLICAS: /],
+    [{ STEPD_PAGE_REPLICAS: "file:///metrics" }, /^STEPD_PAGE_REPLICAS: /],
     [{ STEPD_ADMIN_PORT: "x" }, /^STEPD_ADMIN_PORT: /],
   ];
   for (const [env, message] of refused) assert.throws(() => readConfig(env), { name: "ConfigError", message });
@@ -353,6 +356,7 @@ test("without settings the defaults apply, and other variables are ignored", () 
     adminHost: "127.0.0.1",
     corsOrigins: [],
     page: "on",
+    pageReplicas: [],
   });
   assert.equal(workers, Number(settings.workers.initial));
   assert.ok(Number.isInteger(arenaMib) && arenaMib >= 1 && arenaMib <= 4096);
@@ -371,6 +375,7 @@ test("the help names exactly the settings that are read", () => {
     STEPD_WIDE_VECTORS: "off",
     STEPD_LOG_LEVEL: "info",
     STEPD_PAGE: "off",
+    STEPD_PAGE_REPLICAS: "http://a.example:81/steps",
     STEPD_CORS_ORIGINS: "https://a.example, http://b.example:81",
   } as Env;
   // A certificate and its key need each other, so both are set.

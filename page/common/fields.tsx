@@ -1,5 +1,54 @@
 /** Builds form fields from the JSON Schema of an optimizer or a schedule. */
+import type { ComponentChildren } from "preact";
+import { useEffect, useRef } from "preact/hooks";
 import type { Property, Values } from "./schema.ts";
+
+interface NumberInputProps {
+  readonly label: string;
+  readonly title?: string | undefined;
+  readonly value: number | null | undefined;
+  readonly min?: number | undefined;
+  readonly max?: number | undefined;
+  readonly placeholder?: string;
+  /** Receives each number that the visitor types. */
+  readonly onNumber: (value: number) => void;
+  /** Called when the visitor empties the field. Without it, the field returns to its value when it loses the focus. */
+  readonly onEmpty?: () => void;
+  readonly children?: ComponentChildren;
+}
+
+/**
+ * A field for a number. While the visitor types, the field keeps the visitor's text: "1e-" and "0." are on the way to numbers, and a
+ * redraw would replace them.
+ */
+export const NumberInput = ({ label, title, value, min, max, placeholder, onNumber, onEmpty, children }: NumberInputProps) => {
+  const field = useRef<HTMLInputElement>(null);
+  const text = typeof value === "number" && Number.isFinite(value) ? String(value) : "";
+  useEffect(() => {
+    if (field.current && field.current !== document.activeElement) field.current.value = text;
+  }, [text]);
+  return (
+    <label title={title}>
+      {label}
+      <input
+        ref={field}
+        type="number"
+        step="any"
+        min={min}
+        max={max}
+        placeholder={placeholder}
+        onInput={({ currentTarget: { value: typed, validity } }) => {
+          if (typed !== "") onNumber(Number(typed));
+          else if (!validity.badInput) onEmpty?.();
+        }}
+        onBlur={({ currentTarget }) => {
+          currentTarget.value = text;
+        }}
+      />
+      {children}
+    </label>
+  );
+};
 
 interface FieldProps {
   readonly name: string;
@@ -24,24 +73,22 @@ const NumberField = ({ name, property, value, onChange }: FieldProps) => {
   const number = typeof value === "number" ? value : Number.NaN;
   const isUnit = property.minimum === 0 && top <= 1 && property.type === "number";
   const isNullable = Array.isArray(property.type);
-  const onInput = (text: string): void => onChange(text === "" ? (isNullable ? null : undefined) : Number(text));
   const slide = isUnit
     ? { min: 0, max: property.exclusiveMaximum === undefined ? top : top - UNIT_STEP, step: UNIT_STEP, value: number }
     : isRate(name)
       ? { min: LEAST_POWER, max: MOST_POWER, step: POWER_STEP, value: number > 0 ? Math.log10(number) : LEAST_POWER }
       : undefined;
   return (
-    <label title={property.description}>
-      {name}
-      <input
-        type="number"
-        step="any"
-        min={property.minimum !== undefined && property.minimum > -UNBOUNDED ? property.minimum : undefined}
-        max={top < UNBOUNDED ? top : undefined}
-        value={Number.isNaN(number) ? "" : number}
-        placeholder={isNullable ? "none" : String(property.default ?? "")}
-        onInput={(event) => onInput(event.currentTarget.value)}
-      />
+    <NumberInput
+      label={name}
+      title={property.description}
+      min={property.minimum !== undefined && property.minimum > -UNBOUNDED ? property.minimum : undefined}
+      max={top < UNBOUNDED ? top : undefined}
+      value={number}
+      placeholder={isNullable ? "none" : String(property.default ?? "")}
+      onNumber={onChange}
+      onEmpty={() => onChange(isNullable ? null : undefined)}
+    >
       {slide && (
         <input
           type="range"
@@ -53,7 +100,7 @@ const NumberField = ({ name, property, value, onChange }: FieldProps) => {
           }}
         />
       )}
-    </label>
+    </NumberInput>
   );
 };
 
@@ -77,20 +124,23 @@ const Field = ({ name, property, value, onChange }: FieldProps) => {
     );
   if (property.type === "array") {
     const list = Array.isArray(value) ? (value as readonly unknown[]) : [];
-    if (property.minItems === 2)
+    if (property.minItems !== undefined && property.minItems === property.maxItems) {
+      const initial = Array.isArray(property.default) ? (property.default as readonly unknown[]) : [];
+      const items = Array.from({ length: property.minItems }, (_, at) => list[at] ?? initial[at]);
       return (
         <>
-          {[0, 1].map((at) => (
+          {items.map((item, at) => (
             <NumberField
               key={at}
               name={`${name}[${at}]`}
-              property={{ ...property.items, ...(property.description !== undefined && { description: property.description }) }}
-              value={list[at]}
-              onChange={(item) => onChange(list.map((own, index) => (index === at ? item : own)))}
+              property={{ ...property.items, default: initial[at], ...(property.description !== undefined && { description: property.description }) }}
+              value={item}
+              onChange={(changed) => onChange(items.map((own, index) => (index === at ? (changed ?? initial[at]) : own)))}
             />
           ))}
         </>
       );
+    }
     return (
       <label title={property.description}>
         {name}, with commas

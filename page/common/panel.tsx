@@ -16,6 +16,14 @@ export const Card = ({ title, children }: { readonly title: string; readonly chi
   </section>
 );
 
+/** A region that scrolls sideways on narrow screens. */
+export const Scroll = ({ label, children }: { readonly label: string; readonly children: ComponentChildren }) => (
+  // biome-ignore lint/a11y/noNoninteractiveTabindex: a region that scrolls must be reachable by keyboard
+  <section class="scroll" tabIndex={0} aria-label={label}>
+    {children}
+  </section>
+);
+
 /** Shows an error message. Screen readers announce it. */
 export const Failure = ({ error }: { readonly error: string | undefined }) =>
   error === undefined ? null : (

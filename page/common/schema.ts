@@ -11,6 +11,7 @@ export interface Property {
   readonly description?: string;
   readonly items?: Property;
   readonly minItems?: number;
+  readonly maxItems?: number;
 }
 
 export type Values = Readonly<Record<string, unknown>>;

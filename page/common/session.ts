@@ -9,6 +9,8 @@ export interface Summary {
   readonly version: string;
   readonly authentication: "bearer" | "none";
   readonly links: Readonly<Record<string, string | undefined>>;
+  /** The base URLs of the replicas whose metrics the page shows. */
+  readonly replicas?: readonly string[];
 }
 
 /** The token is kept only in this variable, so closing or reloading the tab deletes it. */
@@ -22,18 +24,33 @@ export const setTokenDialog = (dialog: typeof ask): void => {
 
 const UNAUTHENTICATED = 401;
 
+/** Fetches a URL. The error names the server that did not answer, since the browser's own message differs and names nothing. */
+const fetchFrom = async (url: URL, init: RequestInit): Promise<Response> => {
+  try {
+    return await fetch(url, init);
+  } catch {
+    throw new Error(`${url.host} does not answer. It may have stopped, or the network is down.`);
+  }
+};
+
 /** Sends a request with the token. As long as the server refuses the token, asks the visitor for another and repeats the request. */
 export const request = async (path: string, init: RequestInit = {}): Promise<Response> => {
   for (;;) {
     const headers = new Headers(init.headers);
     const used = token;
     if (used !== undefined) headers.set("Authorization", `Bearer ${used}`);
-    const response = await fetch(new URL(path, root), { ...init, headers });
+    const response = await fetchFrom(new URL(path, root), { ...init, headers });
     if (response.status !== UNAUTHENTICATED) return response;
     // Meanwhile, another request may have received a new token.
     if (token !== used) continue;
     await askForToken("The server does not know this token.");
   }
+};
+
+/** Reads the metrics of a replica with the visitor's token. Unlike `request`, it never asks for another token. */
+export const requestMetrics = (replica: string, milliseconds: number): Promise<Response> => {
+  const headers: Record<string, string> = token === undefined ? {} : { Authorization: `Bearer ${token}` };
+  return fetchFrom(new URL("metrics", replica), { headers, signal: AbortSignal.timeout(milliseconds) });
 };
 
 let asking: Promise<void> | undefined;
@@ -56,9 +73,10 @@ export const authorizationHeader = (): string | undefined => (token === undefine
 export const requestJson = async <Result>(path: string, body?: unknown): Promise<Result> => {
   const init = body === undefined ? {} : { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
   const response = await request(path, { ...init, headers: { ...init.headers, Accept: "application/json" } });
-  const value: unknown = await response.json();
-  if (!response.ok) throw new Error((value as { detail?: string }).detail ?? `HTTP ${response.status}`);
-  return value as Result;
+  // A proxy in front of the server may answer with a page of HTML.
+  const value = (await response.json().catch(() => undefined)) as ({ readonly detail?: string } & Result) | undefined;
+  if (!response.ok || value === undefined) throw new Error(value?.detail ?? `expected JSON, found a reply with HTTP status ${response.status}`);
+  return value;
 };
 
 export interface RpcReply<Result> {

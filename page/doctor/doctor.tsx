@@ -2,7 +2,7 @@
 import { useEffect, useState } from "preact/hooks";
 import { bytesText, countText, numberText, pluralize } from "../common/format.ts";
 import { describeOptimizers } from "../common/optimizers.ts";
-import { Card, Failure, messageOf, useLoaded } from "../common/panel.tsx";
+import { Card, Failure, messageOf, Scroll, useLoaded } from "../common/panel.tsx";
 import { bytesOf, type Checkpoint, type Definition, type Definitions, dtypeOf, type Finding, parametersOf, tensorsByParameter } from "./checkpoint.ts";
 import { compare } from "./compare.ts";
 import { Convert } from "./convert.tsx";
@@ -29,8 +29,7 @@ const Findings = ({ findings, good }: { readonly findings: readonly Finding[]; r
 );
 
 const SlotTable = ({ checkpoint, examination }: { readonly checkpoint: Checkpoint; readonly examination: Examination }) => (
-  // biome-ignore lint/a11y/noNoninteractiveTabindex: a region that scrolls must be reachable by keyboard
-  <section class="scroll" tabIndex={0} aria-label={`Slots of ${checkpoint.file}`}>
+  <Scroll label={`Slots of ${checkpoint.file}`}>
     <table>
       <thead>
         <tr>
@@ -65,7 +64,7 @@ const SlotTable = ({ checkpoint, examination }: { readonly checkpoint: Checkpoin
         })}
       </tbody>
     </table>
-  </section>
+  </Scroll>
 );
 
 const ParameterTable = ({ checkpoint, examination }: { readonly checkpoint: Checkpoint; readonly examination: Examination }) => {
@@ -74,8 +73,7 @@ const ParameterTable = ({ checkpoint, examination }: { readonly checkpoint: Chec
   return (
     <details>
       <summary>{pluralize(names.length, "parameter")}</summary>
-      {/* biome-ignore lint/a11y/noNoninteractiveTabindex: a region that scrolls must be reachable by keyboard */}
-      <section class="scroll" tabIndex={0} aria-label={`Parameters of ${checkpoint.file}`}>
+      <Scroll label={`Parameters of ${checkpoint.file}`}>
         <table>
           <thead>
             <tr>
@@ -106,7 +104,7 @@ const ParameterTable = ({ checkpoint, examination }: { readonly checkpoint: Chec
             })}
           </tbody>
         </table>
-      </section>
+      </Scroll>
       {names.length > MOST_ROWS && <p class="hint">The first {MOST_ROWS} are shown.</p>}
     </details>
   );

@@ -1,12 +1,14 @@
 /** The panel "Now": shows the server's version, charts of its metrics, and code for a first step. */
-import { useEffect, useState } from "preact/hooks";
+import { useState } from "preact/hooks";
 import { Chart, type Series } from "../common/chart.tsx";
 import { Copyable } from "../common/copy.tsx";
 import { bytesText, countText, durationText, numberText } from "../common/format.ts";
-import { Card, Failure, messageOf, type PanelProps, useLoaded } from "../common/panel.tsx";
-import { request, requestJson, root } from "../common/session.ts";
-import { labelValues, parseMetrics, quantile, type Reading, rate, total } from "./metrics.ts";
+import { Card, Failure, type PanelProps, useLoaded } from "../common/panel.tsx";
+import { requestJson, root } from "../common/session.ts";
+import { labelValues, quantile, type Reading, rate, total } from "./metrics.ts";
+import { Replicas } from "./replicas.tsx";
 import { snippets } from "./snippets.ts";
+import { betweenReadings, CALLS, healthText, overWindow, QUANTILE_WINDOW, runningText, STEPS, useServer } from "./watch.ts";
 
 interface Info {
   readonly version: string;
@@ -16,66 +18,21 @@ interface Info {
   readonly limits: Readonly<Record<string, number>>;
 }
 
-const POLL_MS = 1000;
-/** The charts show this many seconds. */
-const WINDOW = 120;
-/** Quantiles and mean phase times cover this many seconds. One second has too few calls. */
-const QUANTILE_WINDOW = 10;
-
-const CALLS = "stepd_request_seconds";
 const PHASES = "stepd_phase_seconds";
 
-/** Reads /metrics once a second while the tab is visible. */
-const useReadings = (isServed: boolean): { readonly readings: readonly Reading[]; readonly error: string | undefined } => {
-  const [readings, setReadings] = useState<readonly Reading[]>([]);
-  const [error, setError] = useState<string>();
-  useEffect(() => {
-    if (!isServed) return;
-    let timer: ReturnType<typeof setTimeout>;
-    let isOver = false;
-    const read = async (): Promise<void> => {
-      try {
-        if (!document.hidden) {
-          const text = await (await request("metrics")).text();
-          const reading = { time: performance.now() / 1000, samples: parseMetrics(text) };
-          setReadings((before) => [...before, reading].slice(-WINDOW));
-          setError(undefined);
-        }
-      } catch (error) {
-        setError(`The server does not answer: ${messageOf(error)}`);
-      }
-      if (!isOver) timer = setTimeout(read, POLL_MS);
-    };
-    void read();
-    return () => {
-      isOver = true;
-      clearTimeout(timer);
-    };
-  }, [isServed]);
-  return { readings, error };
-};
-
-/** Computes a value for each pair of consecutive readings. */
-const betweenReadings = <Value,>(readings: readonly Reading[], value: (before: Reading, after: Reading) => Value): readonly Value[] =>
-  readings.slice(1).map((after, index) => value(readings[index] as Reading, after));
-
-/** Computes a value for each window of QUANTILE_WINDOW seconds that ends at a reading. */
-const overWindow = <Value,>(readings: readonly Reading[], value: (before: Reading, after: Reading) => Value): readonly Value[] =>
-  readings.slice(1).map((after, index) => value(readings[Math.max(0, index + 1 - QUANTILE_WINDOW)] as Reading, after));
+const secondsText = (value: number): string => `${numberText(value)} s`;
 
 const Live = ({ readings }: { readonly readings: readonly Reading[] }) => {
   const last = readings.at(-1);
   if (!last || readings.length < 2) return <p role="status">The charts begin with the second reading …</p>;
   const x = readings.slice(1).map(({ time }) => Math.round((time - last.time) * 10) / 10);
-  const seconds = (value: number): string => `${numberText(value)} s`;
   const rates = (label: string, name: string, labels?: Readonly<Record<string, string>>): Series => ({
     label,
     values: betweenReadings(readings, (before, after) => rate(before, after, name, labels)),
   });
-  const steps = { method: "optimizer.step", outcome: "ok" };
   const latency = [0.5, 0.99].map((q) => ({
     label: `p${q * 100}`,
-    values: overWindow(readings, (before, after) => quantile(before, after, CALLS, steps, q)),
+    values: overWindow(readings, (before, after) => quantile(before, after, CALLS, STEPS, q)),
   }));
   const phases = labelValues(last, `${PHASES}_count`, "phase").map((phase) => ({
     label: phase,
@@ -94,22 +51,31 @@ const Live = ({ readings }: { readonly readings: readonly Reading[] }) => {
         <Chart
           title="Calls per second"
           x={x}
-          formatX={seconds}
+          formatX={secondsText}
           format={numberText}
           series={[rates("steps", `${CALLS}_count`, { method: "optimizer.step" }), rates("all calls", `${CALLS}_count`)]}
         />
         <Chart
           title="Bytes per second"
           x={x}
-          formatX={seconds}
+          formatX={secondsText}
           format={bytesText}
           series={[rates("in", "stepd_bytes_total", { direction: "in" }), rates("out", "stepd_bytes_total", { direction: "out" })]}
         />
-        <Chart title={`Time of a step, over ${QUANTILE_WINDOW} s`} x={x} formatX={seconds} format={durationText} series={latency} />
+        <Chart title={`Time of a step, over ${QUANTILE_WINDOW} s`} x={x} formatX={secondsText} format={durationText} series={latency} />
         {phases.length > 0 && (
-          <Chart title={`Mean time in each phase, over ${QUANTILE_WINDOW} s`} x={x} formatX={seconds} format={durationText} series={phases} />
+          <Chart title={`Mean time in each phase, over ${QUANTILE_WINDOW} s`} x={x} formatX={secondsText} format={durationText} series={phases} />
         )}
-        <Chart title="Arena" x={x} formatX={seconds} format={bytesText} series={arena} />
+        {refusals.length > 0 && (
+          <Chart
+            title="Refusals per second"
+            x={x}
+            formatX={secondsText}
+            format={numberText}
+            series={refusals.map(([reason]) => rates(reason, "stepd_refusals_total", { reason }))}
+          />
+        )}
+        <Chart title="Arena" x={x} formatX={secondsText} format={bytesText} series={arena} />
       </div>
       <h3>Refusals since the start</h3>
       {refusals.length === 0 ? (
@@ -160,15 +126,18 @@ const FirstStep = ({ needsToken }: { readonly needsToken: boolean }) => {
 };
 
 export const Now = ({ summary }: PanelProps) => {
-  const info = useLoaded(() => requestJson<Info>("v1"), []);
-  const { readings, error } = useReadings(summary.links["metrics"] !== undefined);
+  const hasMetrics = summary.links["metrics"] !== undefined;
+  const { readings, isReady, error } = useServer(hasMetrics);
   const last = readings.at(-1);
-  const isReady = last && total(last, "stepd_ready") === 1;
   const started = last && total(last, "process_start_time_seconds");
+  const [knownStart, setKnownStart] = useState<number>();
+  if (started !== undefined && started !== knownStart) setKnownStart(started);
+  // A server that was started again may have another version and other limits.
+  const info = useLoaded(() => requestJson<Info>("v1"), [knownStart]);
   const facts: readonly (readonly [string, string])[] = [
-    ["Version", `${summary.version}${info.value ? `, on Node ${info.value.node}` : ""}`],
-    ...(last ? [["Health", isReady ? "ready: it takes calls" : "not ready: it is shutting down"] as const] : []),
-    ...(started ? [["Running for", durationText(Date.now() / 1000 - started)] as const] : []),
+    ["Version", `${info.value?.version ?? summary.version}${info.value ? `, on Node ${info.value.node}` : ""}`],
+    ["Health", healthText(isReady, error)],
+    ...(started ? [["Running for", runningText(started)] as const] : []),
     ...(info.value
       ? ([
           ["Workers", String(info.value.workers)],
@@ -200,22 +169,28 @@ export const Now = ({ summary }: PanelProps) => {
         </dl>
       </Card>
       <Card title="Live">
-        {summary.links["metrics"] === undefined ? (
+        {!hasMetrics ? (
           <p>This server has its metrics on a port of their own (STEPD_ADMIN_PORT), which browsers cannot read from here.</p>
         ) : (
-          <Live readings={readings} />
+          <Live readings={readings.filter((reading) => reading !== undefined)} />
         )}
         <p class="hint">
-          The charts show the server that answers this page. For several replicas and longer times use Prometheus and the Grafana dashboard (deploy/grafana in
-          the repository).
+          The charts show the server that answers this page. For longer times, alerts and many replicas use Prometheus and the Grafana dashboard: deploy/grafana
+          in the repository, explained in docs/metrics.md.
         </p>
       </Card>
+      {summary.replicas && <Replicas urls={summary.replicas} />}
       <FirstStep needsToken={summary.authentication === "bearer"} />
       <Card title="What to read next">
         <ul>
+          <li>
+            On this page: the <a href="#api">API</a> with calls to try, the <a href="#try">optimizers side by side</a>, and the{" "}
+            <a href="#doctor">state doctor</a>
+          </li>
           <li>docs/wire-format.md: methods, tensors, the state, errors and limits</li>
           <li>docs/optimizers.md and docs/schedules.md: every setting</li>
           <li>docs/operations.md: sizing, limits and a runbook</li>
+          <li>docs/page.md: this page, and how it shows several replicas</li>
           <li>examples/browser: a page that trains a network in the tab, with steps on a server</li>
         </ul>
       </Card>

@@ -2,7 +2,7 @@
 import { useState } from "preact/hooks";
 import { bytesText, countText, durationText, listText, pluralize } from "../common/format.ts";
 import { describeOptimizers } from "../common/optimizers.ts";
-import { Card, Failure, useLoaded } from "../common/panel.tsx";
+import { Card, Failure, Scroll, useLoaded } from "../common/panel.tsx";
 import { batchResults } from "../common/session.ts";
 import { parseSizes, trafficOf, transferSeconds } from "./sizes.ts";
 
@@ -108,61 +108,65 @@ export const PlanPanel = () => {
       {plans && plan && choice && (
         <>
           <Card title={`A step of ${countText(plan.parameters)} parameters, by dtype`}>
-            <table>
-              <thead>
-                <tr>
-                  {["Dtype", "Bytes in", "Bytes out", "State", "Memory on the server", "As one call"].map((title) => (
-                    <th key={title} scope="col">
-                      {title}
-                    </th>
-                  ))}
-                </tr>
-              </thead>
-              <tbody>
-                {plans.map(({ choice: { title: name }, result: own }) => (
-                  <tr key={name}>
-                    <th scope="row">{name}</th>
-                    <td>{bytesText(own.bytes_in)}</td>
-                    <td>{bytesText(own.bytes_out)}</td>
-                    <td>{bytesText(own.state_bytes)}</td>
-                    <td>{bytesText(own.arena_bytes)}</td>
-                    <td>
-                      {own.fits
-                        ? "fits"
-                        : own.requests === 0
-                          ? `too large, each by itself: ${listText(own.too_large)}`
-                          : `split it into ${pluralize(own.requests, "call")}`}
-                    </td>
-                  </tr>
-                ))}
-              </tbody>
-            </table>
-          </Card>
-          <Card title={`Time of a step's bytes in ${choice.title}`}>
-            <table>
-              <thead>
-                <tr>
-                  <th scope="col">Transport</th>
-                  <th scope="col">In and out</th>
-                  {LINKS.map((rate) => (
-                    <th key={rate} scope="col">
-                      {rate} Gbit/s
-                    </th>
-                  ))}
-                </tr>
-              </thead>
-              <tbody>
-                {trafficOf(plan, plan.parameters * choice.size).map((traffic) => (
-                  <tr key={traffic.name}>
-                    <th scope="row">{traffic.name}</th>
-                    <td>{bytesText(traffic.bytesIn + traffic.bytesOut)}</td>
-                    {LINKS.map((rate) => (
-                      <td key={rate}>{traffic.bytesIn + traffic.bytesOut === 0 ? "–" : durationText(transferSeconds(traffic, rate))}</td>
+            <Scroll label="Bytes by dtype">
+              <table>
+                <thead>
+                  <tr>
+                    {["Dtype", "Bytes in", "Bytes out", "State", "Memory on the server", "As one call"].map((title) => (
+                      <th key={title} scope="col">
+                        {title}
+                      </th>
                     ))}
                   </tr>
-                ))}
-              </tbody>
-            </table>
+                </thead>
+                <tbody>
+                  {plans.map(({ choice: { title: name }, result: own }) => (
+                    <tr key={name}>
+                      <th scope="row">{name}</th>
+                      <td>{bytesText(own.bytes_in)}</td>
+                      <td>{bytesText(own.bytes_out)}</td>
+                      <td>{bytesText(own.state_bytes)}</td>
+                      <td>{bytesText(own.arena_bytes)}</td>
+                      <td>
+                        {own.fits
+                          ? "fits"
+                          : own.requests === 0
+                            ? `too large, each by itself: ${listText(own.too_large)}`
+                            : `split it into ${pluralize(own.requests, "call")}`}
+                      </td>
+                    </tr>
+                  ))}
+                </tbody>
+              </table>
+            </Scroll>
+          </Card>
+          <Card title={`Time of a step's bytes in ${choice.title}`}>
+            <Scroll label="Times by transport">
+              <table>
+                <thead>
+                  <tr>
+                    <th scope="col">Transport</th>
+                    <th scope="col">In and out</th>
+                    {LINKS.map((rate) => (
+                      <th key={rate} scope="col">
+                        {rate} Gbit/s
+                      </th>
+                    ))}
+                  </tr>
+                </thead>
+                <tbody>
+                  {trafficOf(plan, plan.parameters * choice.size).map((traffic) => (
+                    <tr key={traffic.name}>
+                      <th scope="row">{traffic.name}</th>
+                      <td>{bytesText(traffic.bytesIn + traffic.bytesOut)}</td>
+                      {LINKS.map((rate) => (
+                        <td key={rate}>{traffic.bytesIn + traffic.bytesOut === 0 ? "–" : durationText(transferSeconds(traffic, rate))}</td>
+                      ))}
+                    </tr>
+                  ))}
+                </tbody>
+              </table>
+            </Scroll>
             <p class="hint">
               Times are those of the bytes alone. The service's own time is shorter on all but the fastest links: docs/performance.md has it. Cached parameters
               and state need STEPD_CACHE_MIB, shared memory STEPD_SHARED_DIR.

@@ -21,7 +21,7 @@ const loadScript = (url: string): Promise<void> =>
   new Promise((resolve, reject) => {
     const script = Object.assign(document.createElement("script"), { src: url });
     script.onload = () => resolve();
-    script.onerror = () => reject(new Error(`${url} was not loaded`));
+    script.onerror = () => reject(new Error("The reference was not loaded: the server does not answer, or has another version by now. Load the page again."));
     document.head.append(script);
   });
 
@@ -34,7 +34,10 @@ const loadSwaggerUi = (): Promise<SwaggerUi> => {
     await loadScript(assetUrl("swagger-script"));
     return (globalThis as unknown as { SwaggerUIBundle: SwaggerUi }).SwaggerUIBundle;
   })();
-  return loading;
+  return loading.catch((error) => {
+    loading = undefined;
+    throw error;
+  });
 };
 
 /** Sets the class dark-mode on the html element, which makes Swagger UI dark. */

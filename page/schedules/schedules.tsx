@@ -3,7 +3,7 @@ import { useEffect, useMemo, useState } from "preact/hooks";
 import schema from "../../schemas/schedule.schema.json" with { type: "json" };
 import { Chart } from "../common/chart.tsx";
 import { Copyable } from "../common/copy.tsx";
-import { Fields } from "../common/fields.tsx";
+import { Fields, NumberInput } from "../common/fields.tsx";
 import { countText, numberText } from "../common/format.ts";
 import { Card, Failure, messageOf } from "../common/panel.tsx";
 import type { Property } from "../common/schema.ts";
@@ -55,6 +55,7 @@ let nextId = 0;
 const newPart = (name: string, steps: number, lr: number): Part => ({ id: nextId++, name, steps, values: initialValues(name, steps, lr) });
 
 const INITIAL_RATE = 0.001;
+const MAX_STEPS = 1e9;
 
 const move = (parts: readonly Part[], from: number, to: number): readonly Part[] => {
   if (to < 0 || to >= parts.length) return parts;
@@ -99,10 +100,7 @@ export const Schedules = () => {
         Parts follow each other, each from its own step 0. Drag them, or move them with the buttons. The service computes the curve, exactly as its steps do.
       </p>
       <div class="row">
-        <label>
-          Base learning rate
-          <input type="number" min="0" step="any" value={lr} onInput={(event) => setRate(Number(event.currentTarget.value))} />
-        </label>
+        <NumberInput label="Base learning rate" min={0} value={lr} onNumber={setRate} />
         <label>
           Add a part
           <select
@@ -131,14 +129,7 @@ export const Schedules = () => {
           return (
             <li
               key={part.id}
-              draggable
               class={dragged === index ? "dragged" : undefined}
-              onDragStart={(event) => {
-                // Firefox drags only elements that have data.
-                event.dataTransfer?.setData("text/plain", part.name);
-                setDragged(index);
-              }}
-              onDragEnd={() => setDragged(undefined)}
               onDragOver={(event) => event.preventDefault()}
               onDrop={(event) => {
                 event.preventDefault();
@@ -147,7 +138,16 @@ export const Schedules = () => {
               }}
             >
               <fieldset>
-                <legend>
+                {/* Only the legend is dragged, so that the pointer can select text and move sliders in the fields. */}
+                <legend
+                  draggable
+                  onDragStart={(event) => {
+                    // Firefox drags only elements that have data.
+                    event.dataTransfer?.setData("text/plain", part.name);
+                    setDragged(index);
+                  }}
+                  onDragEnd={() => setDragged(undefined)}
+                >
                   <span aria-hidden="true">⠿</span> {index + 1}: {part.name}
                 </legend>
                 <p class="hint">{kind?.description}</p>
@@ -159,7 +159,8 @@ export const Schedules = () => {
                       min="1"
                       step="1"
                       value={part.steps}
-                      onChange={(event) => change(index, withSteps(part, Math.max(1, Math.round(Number(event.currentTarget.value)) || 1)))}
+                      max={MAX_STEPS}
+                      onChange={(event) => change(index, withSteps(part, Math.min(MAX_STEPS, Math.max(1, Math.round(Number(event.currentTarget.value)) || 1))))}
                     />
                   </label>
                   <button type="button" disabled={index === 0} aria-label={`Move ${title} up`} onClick={() => setParts(move(parts, index, index - 1))}>

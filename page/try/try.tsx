@@ -6,7 +6,7 @@ import { Copyable } from "../common/copy.tsx";
 import { Fields } from "../common/fields.tsx";
 import { countText, durationText, numberText, pluralize } from "../common/format.ts";
 import { describeOptimizers } from "../common/optimizers.ts";
-import { Card, Failure, messageOf, type PanelProps, useLoaded } from "../common/panel.tsx";
+import { Card, Failure, messageOf, type PanelProps, Scroll, useLoaded } from "../common/panel.tsx";
 import type { Property, Values } from "../common/schema.ts";
 import { callBatch, root } from "../common/session.ts";
 import { SurfaceMap } from "./map.tsx";
@@ -75,36 +75,38 @@ interface Outcome {
 const tickText = (value: number): string => value.toExponential(Number.isInteger(Math.log10(value)) ? 0 : 1);
 
 const Results = ({ tracks }: { readonly tracks: readonly Track[] }) => (
-  <table>
-    <thead>
-      <tr>
-        <th scope="col">Optimizer</th>
-        <th scope="col">Loss at the end</th>
-        <th scope="col">Least loss</th>
-        <th scope="col">Steps to {REACHED}</th>
-        <th scope="col">Remark</th>
-      </tr>
-    </thead>
-    <tbody>
-      {tracks.map(({ name, losses, end }, index) => {
-        const reached = losses.findIndex((loss) => loss < REACHED);
-        return (
-          <tr key={name}>
-            <th scope="row">
-              <svg width="12" height="12" aria-hidden="true">
-                <rect width="12" height="12" fill={colorOf(index)} />
-              </svg>{" "}
-              {name}
-            </th>
-            <td class="number">{numberText(losses.at(-1) ?? Number.NaN)}</td>
-            <td class="number">{numberText(Math.min(...losses))}</td>
-            <td class="number">{reached < 0 ? "–" : countText(reached)}</td>
-            <td>{end ?? ""}</td>
-          </tr>
-        );
-      })}
-    </tbody>
-  </table>
+  <Scroll label="Results">
+    <table>
+      <thead>
+        <tr>
+          <th scope="col">Optimizer</th>
+          <th scope="col">Loss at the end</th>
+          <th scope="col">Least loss</th>
+          <th scope="col">Steps to {REACHED}</th>
+          <th scope="col">Remark</th>
+        </tr>
+      </thead>
+      <tbody>
+        {tracks.map(({ name, losses, end }, index) => {
+          const reached = losses.findIndex((loss) => loss < REACHED);
+          return (
+            <tr key={name}>
+              <th scope="row">
+                <svg width="12" height="12" aria-hidden="true">
+                  <rect width="12" height="12" fill={colorOf(index)} />
+                </svg>{" "}
+                {name}
+              </th>
+              <td class="number">{numberText(losses.at(-1) ?? Number.NaN)}</td>
+              <td class="number">{numberText(Math.min(...losses))}</td>
+              <td class="number">{reached < 0 ? "–" : countText(reached)}</td>
+              <td>{end ?? ""}</td>
+            </tr>
+          );
+        })}
+      </tbody>
+    </table>
+  </Scroll>
 );
 
 /** Hyperparameters that the form always shows, because users change them first. */

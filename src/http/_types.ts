@@ -50,6 +50,8 @@ export interface Service {
   readonly version: string;
   /** The folder of the browser page. Undefined if the page is off or not built. */
   readonly page: string | undefined;
+  /** The base URLs of the replicas whose metrics the page shows. */
+  readonly pageReplicas: readonly string[];
   /** True if the admin server serves /metrics. */
   readonly hasAdmin: boolean;
   /** True if load balancers may send calls. False from the start of a drain. */

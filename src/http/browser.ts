@@ -2,17 +2,21 @@
 import express, { type Express, type Response } from "express";
 import type { ServerContext } from "./_context.ts";
 
-/** The page loads nothing from other origins. Icons of the API reference are data URLs. */
-const CONTENT_SECURITY_POLICY = "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
-
-const setSecurityHeaders = (res: Response): void => {
-  res.setHeader("Content-Security-Policy", CONTENT_SECURITY_POLICY);
-  res.setHeader("X-Content-Type-Options", "nosniff");
-  res.setHeader("Referrer-Policy", "no-referrer");
+/** The page loads nothing from other origins, and connects only to replicas that the operator named. Icons of the API reference are data URLs. */
+const contentSecurityPolicy = (replicas: readonly string[]): string => {
+  const origins = new Set(replicas.map((url) => new URL(url).origin));
+  const connect = origins.size > 0 ? ` connect-src 'self' ${[...origins].join(" ")};` : "";
+  return `default-src 'self';${connect} img-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'`;
 };
 
 /** Adds the routes `/` and `/page`. They need no token: the page asks for one, and the links are not secret. */
-export const addPage = (app: Express, { page, version, hasAdmin, authenticator, rpc }: ServerContext): void => {
+export const addPage = (app: Express, { page, pageReplicas, version, hasAdmin, authenticator, rpc }: ServerContext): void => {
+  const policy = contentSecurityPolicy(pageReplicas);
+  const setSecurityHeaders = (res: Response): void => {
+    res.setHeader("Content-Security-Policy", policy);
+    res.setHeader("X-Content-Type-Options", "nosniff");
+    res.setHeader("Referrer-Policy", "no-referrer");
+  };
   const links = {
     ...(page && { page: "./" }),
     info: "v1",
@@ -24,7 +28,13 @@ export const addPage = (app: Express, { page, version, hasAdmin, authenticator, 
     ready: "health/ready",
     ...(!hasAdmin && { metrics: "metrics" }),
   };
-  const summary = { name: "stepd", version, authentication: authenticator ? "bearer" : "none", links };
+  const summary = {
+    name: "stepd",
+    version,
+    authentication: authenticator ? "bearer" : "none",
+    links,
+    ...(page && pageReplicas.length > 0 && { replicas: pageReplicas }),
+  };
   app.get("/", (req, res) => {
     res.setHeader("Vary", "Accept");
     if (!page || req.accepts(["json", "html"]) !== "html") {

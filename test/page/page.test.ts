@@ -8,6 +8,7 @@ import os from "node:os";
 import { join } from "node:path";
 import { after, before, suite, test } from "node:test";
 import { gzipSync } from "node:zlib";
+import type { Locator } from "playwright-core";
 import { TestBrowser } from "../support/chromium.ts";
 import { TestService } from "../support/service.ts";
 import { root } from "../support/tree.ts";
@@ -145,7 +146,13 @@ suite("page", () => {
     await page.getByText("9 optimizers took 1,800 steps").waitFor();
     await page.getByRole("combobox", { name: "Surface" }).selectOption("Rosenbrock");
     const adam = page.getByRole("group", { name: "adam", exact: true });
-    await adam.getByRole("spinbutton", { name: "lr", exact: true }).fill("0.2");
+    // On the way to this number, the field is empty, and its text is "0." and "0.2e-".
+    const rate = adam.getByRole("spinbutton", { name: "lr", exact: true });
+    await rate.press("Control+a");
+    await rate.press("Delete");
+    assert.equal(await rate.inputValue(), "");
+    await rate.pressSequentially("0.2e-0");
+    assert.equal(await rate.inputValue(), "0.2e-0");
     await adam.getByRole("slider", { name: "betas[0], slider" }).press("ArrowLeft");
     await page.waitForURL(/#try\?.*0\.899/);
     await status.waitFor();
@@ -256,6 +263,73 @@ suite("page", () => {
     await page.getByRole("heading", { level: 1, name: panels.at(-1) as string, exact: true }).waitFor();
   });
 
+  test("on a narrow screen, in the dark, every panel fits and is accessible", async () => {
+    const { page } = visitor;
+    const width = 320;
+    await page.setViewportSize({ width, height: 700 });
+    await page.getByRole("combobox", { name: "Theme" }).selectOption("dark");
+    const shown: Readonly<Record<string, Locator>> = {
+      Now: page.getByRole("heading", { name: "This server", exact: true }),
+      "State doctor": page.getByLabel("A: a checkpoint"),
+      Try: page.getByText(/\d+ optimizers? took/),
+      Schedules: page.getByRole("img", { name: /^Learning rate by step/ }),
+      Plan: page.getByRole("heading", { name: /^A step of .* by dtype/ }),
+    };
+    for (const [title, content] of Object.entries(shown)) {
+      await visitor.panel(title);
+      await content.waitFor();
+      assert.equal(await page.evaluate("document.documentElement.scrollWidth"), width, title);
+      await requireAccessible(page);
+    }
+    await page.getByRole("combobox", { name: "Theme" }).selectOption("system");
+    await page.setViewportSize({ width: 1120, height: 860 });
+    visitor.requireQuiet();
+  });
+
+  test("a server that goes away is named as such by every panel, and its last health is not shown", async () => {
+    await using passing = await TestService.start();
+    const { page } = await Visitor.open(browser, passing.url);
+    await page.locator("dd", { hasText: "ready: it takes calls" }).waitFor();
+    for (const title of ["Schedules", "Plan"]) await page.getByRole("link", { name: title, exact: true }).click();
+    await page.getByRole("heading", { name: /^A step of .* by dtype/ }).waitFor();
+    await passing.stop();
+    const { host } = new URL(passing.url);
+    const alert = page.getByRole("alert").getByText(`${host} does not answer.`);
+    await page.getByLabel("A line for each tensor").fill("w 3");
+    await alert.waitFor();
+    await page.getByRole("link", { name: "Now", exact: true }).click();
+    await page.locator("dd", { hasText: "no answer" }).waitFor();
+    await alert.waitFor();
+    await page.getByRole("link", { name: "Try", exact: true }).click();
+    await page.getByRole("alert").getByText("The panel was not loaded").waitFor();
+    // The error belongs to that panel only.
+    await page.getByRole("link", { name: "Schedules", exact: true }).click();
+    await page.getByText("1,000 steps").waitFor();
+    await page.getByRole("alert").getByText("The panel was not loaded").waitFor({ state: "detached" });
+    await page.close();
+  });
+
+  test("Now has a line for each replica that the operator named, and connects to no other", async () => {
+    await using replica = await TestService.start({ STEPD_CORS_ORIGINS: "*" });
+    await using stopped = await TestService.start();
+    await stopped.stop();
+    await using named = await TestService.start({ STEPD_PAGE_REPLICAS: `${replica.url}, ${stopped.url}/` });
+    const policy = (await fetch(named.url, { headers: { Accept: "text/html" } })).headers.get("content-security-policy") ?? "";
+    assert.match(policy, new RegExp(`; connect-src 'self' ${replica.url} ${stopped.url};`));
+    const hosts = new Set<string>();
+    const { page } = await browser.open(named.url, (tab) => tab.on("request", (request) => hosts.add(new URL(request.url()).origin)));
+    const row = (url: string) => page.getByRole("row", { name: new RegExp(`^${new URL(url).host} `) });
+    await row(stopped.url).getByText("no answer").waitFor();
+    const call = JSON.stringify({ optimizer: { name: "adamw" }, params: { w: { shape: [1], values: [1] } }, grads: { w: { shape: [1], values: [1] } } });
+    const chart = page.getByRole("img", { name: new RegExp(`^Steps per second, by replica.*${new URL(replica.url).host}: (0\\.\\d|[1-9])`) });
+    for (let isSeen = false; !isSeen; isSeen = await chart.isVisible())
+      await Promise.all([page.waitForResponse(`${replica.url}/metrics`), replica.post("/v1/step", call, "application/json")]);
+    await row(replica.url).getByText("ready: it takes calls").waitFor();
+    await requireAccessible(page);
+    assert.deepEqual(hosts, new Set([named.url, replica.url, stopped.url]));
+    await page.close();
+  });
+
   test("a server with tokens asks for a token, and the page keeps the token in memory only", async () => {
     const tokens = mkdtempSync(join(os.tmpdir(), "stepd-page-"));
     try {
@@ -264,14 +338,16 @@ suite("page", () => {
       const { page } = await Visitor.open(browser, guarded.url);
       await page.getByRole("dialog", { name: "This server needs a token" }).waitFor();
       await requireAccessible(page);
+      // Browsers close a dialog at the second Escape. The page must ask again, since it can do nothing else.
+      for (let press = 0; press < 3; press++) await page.keyboard.press("Escape");
       await page.getByRole("textbox", { name: "Token" }).fill("not-the-token-of-alice");
       await page.keyboard.press("Enter");
       await page.getByText("The server does not know this token.").waitFor();
-      await page.getByRole("textbox", { name: "Token" }).fill("0123456789abcdefghij");
+      await page.getByRole("textbox", { name: "Token" }).fill(" 0123456789abcdefghij ");
       await page.keyboard.press("Enter");
       await page.locator("dd", { hasText: "every call needs one" }).waitFor();
       // The reference of the API sends its calls by itself.
-      await page.getByRole("link", { name: "API", exact: true }).click();
+      await page.getByRole("navigation", { name: "Panels" }).getByRole("link", { name: "API", exact: true }).click();
       await page
         .getByRole("button", { name: /^POST .*schedule/ })
         .first()

@@ -99,7 +99,7 @@ def test_results_evicted_by_other_calls(caching: Server) -> None:
         lost = 0
         for seed in range(8):
             if seed % 3 == 2:
-                kept = resident[1]._cached.result.cached
+                kept = resident[1].last_result.cached
                 # Six large results leave no room for earlier ones.
                 for _ in range(6):
                     client.step({"name": "sgd"}, large, large, reply={"cache": True})

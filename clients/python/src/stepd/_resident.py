@@ -32,6 +32,14 @@ class _Step:
     params: Mapping[str, Array] | None = None
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """A step with its result. The server has both this result and the one before it."""
+
+    step: _Step
+    result: StepResult
+
+
 class ResidentRun:
     """Steps from the server's last result, and repeats steps that the server has lost.
 
@@ -71,7 +79,7 @@ class ResidentRun:
 
     def start(self, params: Mapping[str, Array], state: State | None) -> None:
         """Start from parameters and a state. The run keeps copies of the parameters."""
-        self._params = _copied(params)
+        self._params = copied(params)
         self._state = state
         self._steps = []
         self._is_lossy = False
@@ -89,20 +97,33 @@ class ResidentRun:
 
         Raises StepdError; then the run is unchanged.
         """
-        step = _Step(
-            copy.deepcopy(optimizer),
-            _copied(grads),
-            copy.deepcopy(options),
-            None if params is None else _copied(params),
-        )
+        grads = copied(grads)
+        params = None if params is None else copied(params)
+        attempt = self.attempt(optimizer, grads, options, params)
+        self.keep(attempt)
+        return attempt.result
+
+    def attempt(
+        self,
+        optimizer: Optimizer,
+        grads: Mapping[str, Array],
+        options: StepOptions,
+        params: Mapping[str, Array] | None = None,
+    ) -> Attempt:
+        """Send a step. The run takes it only by :meth:`keep`.
+
+        The arrays must never change. Raises StepdError.
+        """
+        step = _Step(copy.deepcopy(optimizer), grads, copy.deepcopy(options), params)
         form = (options.get("reply") or {}).get("params", "same")
-        reply: Reply = {**_STAY, "params": form}
-        result = self._send(step, reply)
-        self._cached = result.cached
-        if not result.skipped:
-            self._steps.append(step)
+        return Attempt(step, self._send(step, {**_STAY, "params": form}))
+
+    def keep(self, attempt: Attempt) -> None:
+        """Take the step of the last attempt."""
+        self._cached = attempt.result.cached
+        if not attempt.result.skipped:
+            self._steps.append(attempt.step)
             self._done += 1
-        return result
 
     def fetch(self) -> tuple[dict[str, Array], State | None]:
         """Return the current parameters and state. Later losses repeat fewer steps."""
@@ -155,7 +176,7 @@ class ResidentRun:
         return result
 
 
-def _copied(arrays: Mapping[str, Array]) -> dict[str, Array]:
+def copied(arrays: Mapping[str, Array]) -> dict[str, Array]:
     return {name: array.copy() for name, array in arrays.items()}
 
 

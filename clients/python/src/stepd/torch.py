@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import sys
+import threading
 import warnings
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import MappingProxyType
 from typing import Any, overload
 
@@ -20,27 +22,67 @@ except ImportError as error:
 from torch.optim.optimizer import ParamsT
 
 from ._adapter import adapter_options, check, client_of, is_sendable
-from ._calls import NO_STATE, StepResult, without_state
+from ._calls import StepResult
 from ._checks import require_count
 from ._client import Client
+from ._norms import clips_by_norm
 from ._options import STEP_OPTIONS, StepOptions, nearest
-from ._resident import ResidentRun
+from ._overlap import Arrivals, Usefulness, buckets
+from ._resident import ResidentRun, copied
 from ._shards import ShardedClient
 from ._state import STEP, State
-from ._tensors import Array, Tensor, array_of, bfloat16, scalar, tensor_of
+from ._tensors import Array, Tensor, array_of, scalar, tensor_of
 from ._timeout import Timeout
+from ._torch_parts import (
+    Answer,
+    CachedResult,
+    Inputs,
+    Part,
+    all_or_none,
+    identity,
+    joined,
+    same_arrays,
+    versions_of,
+)
+from ._torch_tensors import (
+    DTYPES,
+    NARROW_DTYPES,
+    as_array,
+    as_tensor,
+    check_tensor,
+    gradient_of,
+    is_sharded,
+    labelled_params,
+    like_parameter,
+    local_like,
+    local_of,
+    narrow_tensor,
+    require_own_memory,
+    require_params,
+)
 
 _MASTER = "master_param"
 
-#: The dtypes of moments in a narrow format, by safetensors name.
-_NARROW_DTYPES = {torch.bfloat16: "BF16", torch.int8: "I8", torch.uint8: "U8"}
-
-_DTYPES = frozenset([torch.float16, torch.bfloat16, torch.float32, torch.float64])
-
-_PLAIN = frozenset([torch.Tensor, torch.nn.Parameter])
 
 #: The step of these optimizers depends on the norm of a whole tensor.
 _NEEDS_WHOLE_TENSORS = frozenset(["lamb", "lars"])
+
+#: The calls of a step that run at once, with ``overlap``.
+_CONNECTIONS = 4
+
+MIB = 2**20
+
+
+#: Guards the arrivals of gradients, which autograd may report from several threads.
+_ARRIVALS = threading.Lock()
+
+_NONE_YET: Mapping[torch.Tensor, torch.Tensor] = MappingProxyType({})
+
+_USELESS = (
+    "overlap: gradients changed after backward in two steps, so all gradients leave at "
+    "step() from now on; clip_grad_norm_ changes them, and so does "
+    "DistributedDataParallel without register_comm_hook(optimizer, overlap_hook)"
+)
 
 #: The stack level of the caller of :meth:`RemoteOptimizer.step`, past two torch
 #: wrappers.
@@ -78,6 +120,18 @@ class RemoteOptimizer(torch.optim.Optimizer):
     them as the slot ``master_param``. Call :meth:`fetch_state` before the client or the
     server ends.
 
+    With ``overlap=True`` a step is several calls, which leave while backward runs: one
+    for each bucket of parameters with ``bucket_cap_mb`` MiB of gradients. :meth:`step`
+    waits for them, and the result has the same bits. A bucket leaves when its gradients
+    have arrived as often as before the last step, so the first step sends them all, and
+    buckets wait for the last backward of an accumulation. If gradients, parameters or
+    hyperparameters change after that, the step sends the bucket again. GradScaler
+    leaves the division by its scale to the server, and
+    ``model.register_comm_hook(optimizer, overlap_hook)`` makes buckets follow the
+    averaging of DistributedDataParallel. Options that need all gradients at once are
+    refused: ``clip`` by ``max_norm``, LAMB's ``max_grad_norm``, ``stats`` and
+    ``non_finite="skip"``.
+
     Parameters may be DTensors (``fully_shard``, tensor parallel): each process steps
     its local shards, and the slots are DTensors. LAMB, LARS, ``caution``, ``stats`` and
     ``clip`` by ``max_norm`` need norms over all shards, and raise ValueError, as
@@ -92,11 +146,11 @@ class RemoteOptimizer(torch.optim.Optimizer):
     #: before the first step, and if no parameter had a gradient.
     last_result: StepResult | None = None
 
-    #: The steps on the server, if ``resident``.
-    _run: ResidentRun | None = None
+    #: The scale of GradScaler at the last step, which the next call expects again.
+    _scale: float | None = None
 
-    #: The parameters of that run by name.
-    _held: Mapping[str, torch.Tensor] = MappingProxyType({})
+    #: The threads of calls that run at once, with ``overlap``.
+    _pool: ThreadPoolExecutor | None = None
 
     #: True once the constructor has ended. add_param_group then checks new groups.
     _is_made = False
@@ -110,18 +164,25 @@ class RemoteOptimizer(torch.optim.Optimizer):
         timeout: float | Timeout | None = None,
         resident: bool = False,
         fetch_every: int = 20,
+        overlap: bool = False,
+        bucket_cap_mb: float = 25,
         grad_dtype: torch.dtype | None = None,
         **settings: Any,
     ) -> None:
         require_count("fetch_every", fetch_every)
-        if grad_dtype is not None and grad_dtype not in _DTYPES:
+        if not isinstance(bucket_cap_mb, (int, float)) or not bucket_cap_mb > 0:
+            expected = "bucket_cap_mb: expected a number > 0"
+            raise ValueError(f"{expected}, found {bucket_cap_mb!r:.60}")
+        if grad_dtype is not None and grad_dtype not in DTYPES:
             expected = "grad_dtype: expected a floating dtype such as torch.bfloat16"
             raise TypeError(f"{expected}, found {grad_dtype!r:.60}")
         self._grad_dtype = grad_dtype
         self._resident = resident
         self._fetch_every = fetch_every
+        self._overlap = overlap
+        self._bucket_cap = bucket_cap_mb * MIB
         self._client = client_of(client)
-        _require_params(params)
+        require_params(params)
         if not isinstance(name, str):
             expected = "name: expected that of an optimizer, such as adamw, found"
             raise TypeError(f"{expected} {name!r:.60}")
@@ -154,12 +215,14 @@ class RemoteOptimizer(torch.optim.Optimizer):
         self._timeout = timeout
         #: The options of each step. A change applies from the next step on.
         self.options: StepOptions = adapter_options(options)
-        self._cached: _CachedResult | None = None
-        self._make_run()
+        #: The hooks of ``overlap`` by parameter.
+        self._hooks: dict[torch.Tensor, Any] = {}
+        self._start_over()
         defaults = {key: value.get("default") for key, value in known.items()}
         super().__init__(params, {**defaults, **hyperparameters})
         self._check()
         self._is_made = True
+        self._add_hooks()
 
     @property
     def skipped(self) -> bool:
@@ -188,28 +251,40 @@ class RemoteOptimizer(torch.optim.Optimizer):
 
         Raises :class:`stepd.StepdError`; a later call may then succeed.
         """
-        if self._run is None or not self._run.steps:
+        for part in self._parts:
+            part.drop_call()
+            self._fetch(part)
+
+    def _fetch(self, part: Part) -> None:
+        if part.run is None or not part.run.steps:
             return
-        assert self._cached is not None
-        params, state = self._run.fetch()
+        assert part.cached is not None
+        params, state = part.run.fetch()
         assert state is not None
-        self._take_state(state, self._held)
-        for name, param in self._held.items():
+        self._take_state(state, part.held)
+        for name, param in part.held.items():
             if param.dtype == torch.float32 and self._rounds:
-                whole = _like_parameter(_tensor(params[name]).clone(), param)
+                whole = like_parameter(as_tensor(params[name]).clone(), param)
                 self._own_state[param][_MASTER] = whole
-        self._cached = _CachedResult(self._cached.result, self._own_state, self._held)
+        part.cached = CachedResult(part.cached.result, self._own_state, part.held)
 
     @property
     def _rounds(self) -> bool:
         return (self.options.get("reply") or {}).get("params") == "bf16"
 
-    def _make_run(self) -> None:
+    def _start_over(self) -> None:
         """Make the next step send all parameters and state."""
+        self._parts: list[Part] = []
+        #: Index of the group, name and identity of each parameter in the buckets.
+        self._layout: list[tuple[int, str, int]] = []
+        self._part_of: dict[torch.Tensor, Part] = {}
+        #: The parameters whose gradients :func:`overlap_hook` reports.
+        self._awaited: set[torch.Tensor] = set()
+        self._usefulness = Usefulness()
+
+    def _new_part(self) -> Part:
         run = ResidentRun(self._client, self._timeout, self._fetch_every)
-        self._run = run if self._resident else None
-        self._held = {}
-        self._cached = None
+        return Part(run if self._resident else None)
 
     def __getstate__(self) -> dict[str, Any]:
         # torch's own __getstate__ omits the attributes of subclasses.
@@ -224,6 +299,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
             "_is_made",
             "_resident",
             "_fetch_every",
+            "_overlap",
+            "_bucket_cap",
             "_grad_dtype",
         )
         mine = {key: getattr(self, key) for key in (*own, "options")}
@@ -232,7 +309,9 @@ class RemoteOptimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._make_run()
+        self._hooks = vars(self).get("_hooks", {})
+        self._start_over()
+        self._add_hooks()
         # A state from torch's own optimizers lacks the hyperparameters of stepd.
         for group in self.param_groups:
             for key, value in self.defaults.items():
@@ -244,23 +323,27 @@ class RemoteOptimizer(torch.optim.Optimizer):
             if "params" not in param_group:
                 found = ", ".join(map(str, param_group)) or "an empty one"
                 raise TypeError(f"group: expected a dict with params, found {found}")
-            _require_params(param_group["params"])
+            require_params(param_group["params"])
         super().add_param_group(param_group)
         try:
-            for name, param in _labelled(self.param_groups[-1]):
-                _check_tensor(name, param)
+            for name, param in labelled_params(self.param_groups[-1]):
+                check_tensor(name, param)
             if self._is_made:
                 self._check()
         except BaseException:
             self.param_groups.pop()
             raise
+        if self._is_made:
+            self._add_hooks()
 
     def _check(self) -> None:
         """Raise at once the errors that a step would raise for any gradients."""
         optimizers = [self._hyperparameters(group) for group in self.param_groups]
-        if any(_is_sharded(param) for param in self._params()):
+        if any(is_sharded(param) for param in self._params()):
             self._check_shards(optimizers)
-        _require_own_memory(self.param_groups)
+        if self._overlap:
+            self._check_overlap(optimizers)
+        require_own_memory(self.param_groups)
         groups = [{"tensors": ["*"], "optimizer": one} for one in optimizers]
         optimizer = {"name": self._name, **optimizers[0]}
         check(self._client, optimizer, self.options, groups, resident=self._resident)
@@ -286,6 +369,22 @@ class RemoteOptimizer(torch.optim.Optimizer):
             which = 'non_finite="skip" needs all processes to skip together'
         if which:
             raise ValueError(f"DTensors are stepped by local shards, but {which}")
+
+    def _check_overlap(self, optimizers: Sequence[Mapping[str, Any]]) -> None:
+        """Raise ValueError if a step needs all gradients at once."""
+        options = self.options
+        which = None
+        if any(clips_by_norm(one, options.get("clip")) for one in optimizers):
+            which = "clipping by their norm"
+        elif options.get("stats") not in (None, "none"):
+            which = "stats"
+        elif options.get("non_finite") == "skip":
+            which = 'non_finite="skip"'
+        if which:
+            raise ValueError(
+                "overlap: expected options that do not need all gradients at once, "
+                f"found {which}"
+            )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state of this optimizer or of torch's, with its hyperparameters.
@@ -314,7 +413,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
                 if slot == STEP or not isinstance(value, torch.Tensor):
                     continue
                 dtype = wide if slot in self._slots else torch.float64
-                if param in narrow and value.dtype in _NARROW_DTYPES:
+                if param in narrow and value.dtype in NARROW_DTYPES:
                     dtype = value.dtype
                 device = param.device if slot in self._slots else value.device
                 own = value.detach().to(device, dtype, copy=True)
@@ -355,71 +454,258 @@ class RemoteOptimizer(torch.optim.Optimizer):
                 raise TypeError(f"closure: expected a function, found {kind}")
             with torch.enable_grad():
                 loss = closure()
+        if float(getattr(self, "found_inf", 0)) > 0:
+            # GradScaler has found an infinity or NaN, so this step changes nothing.
+            for part in self._parts:
+                part.drop_call()
+            self._end_arrivals()
+            return loss
+        scale = getattr(self, "grad_scale", None)
+        self._scale = None if scale is None else float(scale)
         self.last_result = None
-        if self._run is not None and self._run.is_due:
-            self.fetch_state()
-        stepped: dict[str, torch.Tensor] = {}
-        optimizers: list[dict[str, Any]] = []
-        groups: list[dict[str, Any]] = []
-        for group, names in zip(self.param_groups, self._names(), strict=True):
-            taken = {
-                name: param
-                for name, param in zip(names, group["params"], strict=True)
-                if param.grad is not None or self._held.get(name) is param
-            }
-            if taken:
-                stepped.update(taken)
-                optimizers.append(self._hyperparameters(group))
-                groups.append({"tensors": list(taken)})
-        if all(param.grad is None for param in stepped.values()):
+        answers = self._take_step()
+        if not answers:
             sentence = "no parameter has a gradient, so step() changed nothing"
             warnings.warn(sentence, stacklevel=_CALLER_STACK_LEVEL)
             return loss
-        if any(_is_sharded(param) for param in stepped.values()):
+        results = [answer.result for answer in answers]
+        self.last_result = joined(results, has_state=not self._resident)
+        for sentence in self.last_result.warnings:
+            warnings.warn(sentence, RuntimeWarning, stacklevel=_CALLER_STACK_LEVEL)
+        return loss
+
+    def _take_step(self) -> list[Answer]:
+        """Make the calls of a step, and apply the results if all calls succeed."""
+        self._split()
+        used = changed = 0
+        calls: list[tuple[Part, Callable[[], Answer]]] = []
+        try:
+            # The other calls leave before the step waits for those under way.
+            for part in sorted(self._parts, key=lambda part: part.call is not None):
+                if part.run is not None and part.run.is_due:
+                    part.drop_call()
+                    self._fetch(part)
+                inputs = self._inputs(part)
+                early = part.take_call()
+                if early is not None and inputs is not None:
+                    if self._is_current(part, early, inputs):
+                        used += 1
+                        calls.append((part, partial(identity, early)))
+                        continue
+                    changed += not same_arrays(early.inputs.grads, inputs.grads)
+                if inputs is None:
+                    continue
+                if self._overlap:
+                    part.call = self._threads.submit(self._call, part, inputs)
+                    calls.append((part, part.call.result))
+                else:
+                    calls.append((part, partial(self._call, part, inputs)))
+            answers = all_or_none(calls)
+        finally:
+            self._end_arrivals()
+        for part, answer in answers:
+            part.call = None
+            self._take(part, answer)
+        if self._usefulness.end_step(used, changed):
+            warnings.warn(_USELESS, RuntimeWarning, stacklevel=_CALLER_STACK_LEVEL + 1)
+        return [answer for _, answer in answers]
+
+    def _split(self) -> None:
+        """Assign the parameters to calls: to one call, or with overlap to buckets."""
+        groups = [
+            dict(zip(names, group["params"], strict=True))
+            for group, names in zip(self.param_groups, self._names(), strict=True)
+        ]
+        if not self._overlap:
+            self._parts = self._parts or [self._new_part()]
+            self._parts[0].groups = dict(enumerate(groups))
+            return
+        entries = [
+            (at, *entry) for at, named in enumerate(groups) for entry in named.items()
+        ]
+        layout = [(at, name, id(param)) for at, name, param in entries]
+        if layout == self._layout:
+            return
+        self.fetch_state()
+        self._start_over()
+        sizes = [
+            param.numel() * (self._grad_dtype or param.dtype).itemsize
+            for _, _, param in entries
+        ]
+        for places in buckets(sizes, self._bucket_cap):
+            part = self._new_part()
+            for place in places:
+                at, name, param = entries[place]
+                part.groups.setdefault(at, {})[name] = param
+                self._part_of[param] = part
+            part.arrivals = Arrivals(entries[place][2] for place in places)
+            self._parts.append(part)
+        self._layout = layout
+
+    def _inputs(
+        self, part: Part, averaged: Mapping[torch.Tensor, torch.Tensor] = _NONE_YET
+    ) -> Inputs | None:
+        """Return the inputs of a call, or None if no parameter has a gradient.
+
+        ``averaged`` are gradients that DistributedDataParallel has not yet stored.
+        """
+        stepped: dict[str, torch.Tensor] = {}
+        optimizers: list[dict[str, Any]] = []
+        groups: list[dict[str, Any]] = []
+        grads: dict[str, Array] = {}
+        for at, named in part.groups.items():
+            taken: dict[str, torch.Tensor] = {}
+            for name, param in named.items():
+                gradient = averaged.get(param, param.grad)
+                if gradient is not None:
+                    gradient = gradient_of(gradient, param)
+                    grads[name] = as_array(gradient.to(self._grad_dtype or param.dtype))
+                if gradient is not None or part.held.get(name) is param:
+                    taken[name] = param
+            if taken:
+                stepped.update(taken)
+                optimizers.append(self._hyperparameters(self.param_groups[at]))
+                groups.append({"tensors": list(taken)})
+        if not grads:
+            return None
+        if any(is_sharded(param) for param in stepped.values()):
             self._check_shards(optimizers)
+        if self._overlap:
+            self._check_overlap(optimizers)
         for entry, optimizer in zip(groups[1:], optimizers[1:], strict=True):
             entry["optimizer"] = optimizer
         options = adapter_options(self.options)
         # The server applies the first group to every tensor that no later group names.
         options["groups"] = groups[1:] or None
-        params = {name: _array(_local(param)) for name, param in stepped.items()}
-        grads = {
-            name: _array(_gradient(param).to(self._grad_dtype or param.dtype))
-            for name, param in stepped.items()
-            if param.grad is not None
-        }
-        optimizer = {"name": self._name, **optimizers[0]}
-        fits = self._cached is not None and self._cached.fits(
-            params, self._own_state, stepped
+        if self._scale is not None:
+            options["loss_scale"] = self._scale * (options.get("loss_scale") or 1)
+        return Inputs(
+            stepped,
+            {"name": self._name, **optimizers[0]},
+            options,
+            {name: as_array(local_of(param)) for name, param in stepped.items()},
+            grads,
+            versions_of(self._own_state, stepped),
         )
-        if self._run is not None:
-            if not fits:
-                self.fetch_state()
+
+    def _fits(self, part: Part, inputs: Inputs) -> bool:
+        """Return whether parameters and state are those that the server has."""
+        cached = part.cached
+        return cached is not None and cached.fits(
+            inputs.params, self._own_state, inputs.stepped
+        )
+
+    @torch.no_grad()
+    def _call(self, part: Part, inputs: Inputs) -> Answer:
+        stepped, params = inputs.stepped, inputs.params
+        if part.run is not None:
+            if not self._fits(part, inputs):
+                self._fetch(part)
                 whole = self._unrounded(params, stepped)
-                self._run.start(whole, self._state_of(stepped))
-                self._held = stepped
-            result = self._run.step(optimizer, grads, options)
+                part.run.start(whole, self._state_of(stepped))
+                part.held = stepped
+            grads = inputs.grads if inputs.owns_grads else copied(inputs.grads)
+            attempt = part.run.attempt(inputs.optimizer, grads, inputs.options)
+            return Answer(inputs, attempt.result, attempt)
+        options = inputs.options
+        if part.cached is not None and self._fits(part, inputs):
+            options = {**options, "cached": part.cached.result.cached}
+        result = self._client.step(
+            inputs.optimizer,
+            params,
+            inputs.grads,
+            self._state_of(stepped),
+            timeout=self._timeout,
+            **options,
+        )
+        return Answer(inputs, result)
+
+    @torch.no_grad()
+    def _call_early(
+        self, part: Part, averaged: Mapping[torch.Tensor, torch.Tensor]
+    ) -> Answer | None:
+        inputs = self._inputs(part, averaged)
+        if inputs is None:
+            return None
+        inputs = inputs.copy(with_params=part.run is None)
+        if part.run is not None and not self._fits(part, inputs):
+            return None
+        return self._call(part, inputs)
+
+    def _is_current(self, part: Part, early: Answer, inputs: Inputs) -> bool:
+        """Return whether an early answer is that of a call with these inputs."""
+        is_same = early.inputs.equal(inputs)
+        return is_same and (part.run is None or self._fits(part, inputs))
+
+    def _take(self, part: Part, answer: Answer) -> None:
+        result, stepped = answer.result, answer.inputs.stepped
+        part.cached = None
+        if answer.attempt is not None:
+            assert part.run is not None
+            part.run.keep(answer.attempt)
             self._take_params(result, stepped)
-            self._cached = _CachedResult(result, self._own_state, stepped)
-            bare = replace(result, params={}, state=NO_STATE)
-            self.last_result = without_state(bare)
-        else:
-            if fits and self._cached is not None:
-                options["cached"] = self._cached.result.cached
-            state = self._state_of(stepped)
-            result = self._client.step(
-                optimizer, params, grads, state, timeout=self._timeout, **options
-            )
-            self._cached = None
-            if not result.skipped:
-                self._take_params(result, stepped)
-                self._take_state(result.state, stepped)
-                if result.cached is not None:
-                    self._cached = _CachedResult(result, self._own_state, stepped)
-            self.last_result = replace(result, params={})
-        for sentence in result.warnings:
-            warnings.warn(sentence, RuntimeWarning, stacklevel=_CALLER_STACK_LEVEL)
-        return loss
+            part.cached = CachedResult(result, self._own_state, stepped)
+        elif not result.skipped:
+            self._take_params(result, stepped)
+            self._take_state(result.state, stepped)
+            if result.cached is not None:
+                part.cached = CachedResult(result, self._own_state, stepped)
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """GradScaler then passes its scale instead of dividing the gradients."""
+        return self._overlap
+
+    @property
+    def _threads(self) -> ThreadPoolExecutor:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(_CONNECTIONS, "stepd")
+            weakref.finalize(self, self._pool.shutdown, wait=False)
+        return self._pool
+
+    def _add_hooks(self) -> None:
+        """Have autograd report the gradients of parameters that have no hook yet."""
+        if not self._overlap:
+            return
+        own = weakref.ref(self)
+
+        def report(param: torch.Tensor) -> None:
+            optimizer = own()
+            if optimizer is not None:
+                optimizer._arrive(param)
+
+        for param in self._params():
+            if param.requires_grad and param.is_leaf and param not in self._hooks:
+                register: Any = param.register_post_accumulate_grad_hook
+                self._hooks[param] = register(report)
+
+    def _arrive(
+        self, param: torch.Tensor, averaged: torch.Tensor | None = None
+    ) -> None:
+        """Let the call of a bucket leave with its last gradient."""
+        with _ARRIVALS:
+            if not self._parts:
+                self._split()
+            part = self._part_of.get(param)
+            if part is None or (averaged is None and param in self._awaited):
+                return
+            if averaged is not None:
+                self._awaited.add(param)
+                part.averaged[param] = averaged
+            is_complete = part.arrivals.add(param)
+            is_due = part.run is not None and part.run.is_due
+            if not is_complete or is_due or self._usefulness.is_given_up:
+                return
+            if part.call is None:
+                averages = dict(part.averaged)
+                part.call = self._threads.submit(self._call_early, part, averages)
+
+    def _end_arrivals(self) -> None:
+        with _ARRIVALS:
+            for part in self._parts:
+                part.arrivals.end_step()
+                part.averaged.clear()
+        self._add_hooks()
 
     def _params(self) -> Iterator[torch.Tensor]:
         for group in self.param_groups:
@@ -492,19 +778,19 @@ class RemoteOptimizer(torch.optim.Optimizer):
                     entries[f"{slot}/{name}"] = scalar("F64", float(value))
                     continue
                 local = (
-                    value if slot in self._scales else _local_like(slot, value, param)
+                    value if slot in self._scales else local_like(slot, value, param)
                 )
                 if slot == _MASTER and not torch.equal(
-                    local.to(param.dtype), _local(param)
+                    local.to(param.dtype), local_of(param)
                 ):
                     # Other code, such as torch's own AdamW, has changed the weights, so
                     # the server makes a new master copy.
                     continue
-                if param in narrow and local.dtype in _NARROW_DTYPES:
-                    entries[f"{slot}/{name}"] = _narrow_tensor(local)
+                if param in narrow and local.dtype in NARROW_DTYPES:
+                    entries[f"{slot}/{name}"] = narrow_tensor(local)
                     continue
                 wide = local if local.dtype is dtype else local.to(dtype)
-                entries[f"{slot}/{name}"] = tensor_of(slot, _array(wide))
+                entries[f"{slot}/{name}"] = tensor_of(slot, as_array(wide))
         if not entries:
             return None
         return State.from_entries(self._name, self._revision, entries.items())
@@ -517,16 +803,16 @@ class RemoteOptimizer(torch.optim.Optimizer):
         for name, param in params.items():
             master = self._own_state.get(param, {}).get(_MASTER)
             if param.dtype == torch.float32 and master is not None:
-                local = _local_like(_MASTER, master, param)
-                if torch.equal(local.bfloat16().float(), _local(param).float()):
-                    whole[name] = _array(local)
+                local = local_like(_MASTER, master, param)
+                if torch.equal(local.bfloat16().float(), local_of(param).float()):
+                    whole[name] = as_array(local)
         return whole
 
     def _take_params(
         self, result: StepResult, params: Mapping[str, torch.Tensor]
     ) -> None:
         for name, param in params.items():
-            _local(param).copy_(_tensor(result.params[name]))
+            local_of(param).copy_(as_tensor(result.params[name]))
 
     def _take_state(self, state: State, params: Mapping[str, torch.Tensor]) -> None:
         for slot, name, entry in state.entries():
@@ -536,242 +822,43 @@ class RemoteOptimizer(torch.optim.Optimizer):
                 count = int.from_bytes(entry.data, "little")
                 value = torch.from_numpy(np.array(count, np.float32))
             elif slot in self._scales:
-                value = _tensor(array_of(entry)).to(param.device)
+                value = as_tensor(array_of(entry)).to(param.device)
             elif slot in self._slots:
-                value = _like_parameter(_tensor(array_of(entry)), param)
+                value = like_parameter(as_tensor(array_of(entry)), param)
             else:
                 value = torch.tensor(float(array_of(entry)), dtype=torch.float64)
             self._own_state[param][slot] = value
 
 
-class _CachedResult:
-    """A result that the server has cached, which the next step may use."""
+def overlap_hook(
+    optimizer: RemoteOptimizer, bucket: Any
+) -> torch.futures.Future[torch.Tensor]:
+    """Average a bucket of DistributedDataParallel, and let its gradients leave.
 
-    def __init__(
-        self,
-        result: StepResult,
-        state: Mapping[torch.Tensor, Mapping[str, Any]],
-        params: Mapping[str, torch.Tensor],
-    ) -> None:
-        self.result = result
-        self._versions = _versions(state, params)
+    ``model.register_comm_hook(optimizer, overlap_hook)``, for a RemoteOptimizer with
+    ``overlap=True``. The average is that of DistributedDataParallel without a hook,
+    over all processes.
+    """
+    distributed = torch.distributed
+    params, gradients = bucket.parameters(), bucket.gradients()
+    total = bucket.buffer().mul_(1 / distributed.get_world_size())
 
-    def fits(
-        self,
-        arrays: Mapping[str, Array],
-        state: Mapping[torch.Tensor, Mapping[str, Any]],
-        params: Mapping[str, torch.Tensor],
-    ) -> bool:
-        """Return whether parameters and state have the same bits as the result.
+    def report(done: torch.futures.Future[list[torch.Tensor]]) -> torch.Tensor:
+        [average] = done.value()
+        for param, gradient in zip(params, gradients, strict=True):
+            optimizer._arrive(param, gradient)
+        return average
 
-        A slot that was changed in place has another version. Parameters are compared by
-        value, because changes through ``param.data`` do not change the version.
-        """
-        kept = self.result.params
-        now = _versions(state, params)
-        return (
-            kept.keys() == arrays.keys()
-            and len(now) == len(self._versions)
-            and all(
-                value is before and version == version_before
-                for (value, version), (before, version_before) in zip(
-                    now, self._versions, strict=True
-                )
-            )
-            and all(
-                np.array_equal(
-                    _bits(_array(_tensor(kept[name]).to(params[name].dtype))),
-                    _bits(array),
-                )
-                for name, array in arrays.items()
-            )
-        )
+    work = distributed.all_reduce(total, async_op=True)
+    assert work is not None
+    averaged: torch.futures.Future[torch.Tensor] = work.get_future().then(report)
+    return averaged
 
 
-def _versions(
-    state: Mapping[torch.Tensor, Mapping[str, Any]], params: Mapping[str, torch.Tensor]
-) -> list[tuple[torch.Tensor, int]]:
-    return [
-        (value, value._version)
-        for param in params.values()
-        for value in state.get(param, {}).values()
-    ]
+# DistributedDataParallel compares annotations with types, and these are strings.
+overlap_hook.__annotations__.clear()
 
 
 def _is_narrow(group: Mapping[str, Any]) -> bool:
     """Return whether a group keeps its moments in BF16 or Q8."""
     return group.get("state_dtype") not in (None, "F32")
-
-
-def _narrow_tensor(value: torch.Tensor) -> Tensor:
-    """Return a moment in bfloat16, its 8-bit codes or their scales, unchanged."""
-    array = np.ascontiguousarray(_array(value))
-    data = array.reshape(-1).view(np.uint8).data
-    return Tensor(_NARROW_DTYPES[value.dtype], tuple(value.shape), data)
-
-
-def _bits(array: Array) -> Array:
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-
-
-def _labelled(group: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Iterate over a group's parameters, each with a label for errors."""
-    names = group.get("param_names") or map(str, range(len(group["params"])))
-    for name, param in zip(names, group["params"], strict=True):
-        yield f"parameter {name}", param
-
-
-def _require_params(params: object) -> None:
-    if isinstance(params, torch.nn.Module) or not isinstance(params, Iterable):
-        found = "None" if params is None else type(params).__name__
-        expected = "params: expected parameters, as parameters() of a module gives"
-        raise TypeError(f"{expected} them, found {found}")
-
-
-def _require_own_memory(groups: Iterable[Mapping[str, Any]]) -> None:
-    """Raise ValueError for two parameters that overlap in memory.
-
-    A step would read both with the same old values, and the second result would
-    overwrite the first.
-    """
-    places: list[tuple[int, int, str, torch.Tensor]] = []
-    labelled = [
-        (f"{label} of group {index}", param)
-        for index, group in enumerate(groups)
-        for label, param in _labelled(group)
-    ]
-    for label, param in labelled:
-        local = _local(param).detach()
-        if local.is_meta or not local.numel() or not local.data_ptr():
-            continue
-        # The bounds reach from the first byte to the end of the last element, because
-        # torch strides are >= 0.
-        steps = zip(local.shape, local.stride(), strict=True)
-        last = sum((size - 1) * stride for size, stride in steps)
-        start = local.data_ptr()
-        places.append((start, start + (last + 1) * local.element_size(), label, local))
-    places.sort(key=lambda place: place[:2])
-    for (_, end, one, a), (start, _, other, b) in itertools.pairwise(places):
-        if start < end and a.device == b.device and _overlap(a, b):
-            raise ValueError(
-                f"{other}: expected memory of its own, found that of {one}, and one "
-                "update would be lost; give a shared tensor as one parameter"
-            )
-
-
-def _overlap(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Return whether tensors with overlapping bounds have an element in common."""
-    if one.is_contiguous() and other.is_contiguous():
-        return True
-    try:
-        work: Any = 10**5
-        return np.shares_memory(_array(one), _array(other), max_work=work)
-    except RuntimeError:
-        # The search takes too long, so it counts as no overlap.
-        return False
-
-
-def _check_tensor(name: str, param: torch.Tensor) -> None:
-    """Raise TypeError for a parameter that no step accepts."""
-    if param.dtype.is_complex:
-        raise TypeError(
-            f"{name}: expected real numbers, found {param.dtype}; "
-            "torch.view_as_real(parameter) has them"
-        )
-    if param.dtype not in _DTYPES:
-        expected = "float16, bfloat16, float32 or float64"
-        raise TypeError(f"{name}: expected {expected}, found {param.dtype}")
-    if param.layout != torch.strided:
-        raise TypeError(f"{name}: expected a dense tensor, found {param.layout}")
-    if hasattr(param, "__tensor_flatten__") and not _is_dtensor(param):
-        kind = type(param).__name__
-        raise TypeError(f"{name}: expected a plain tensor or a DTensor, found {kind}")
-
-
-def _is_dtensor(tensor: Any) -> bool:
-    if type(tensor) in _PLAIN:
-        return False
-    # Looking for a loaded module avoids a slow import: no DTensor exists without it.
-    for module in ("torch.distributed.tensor", "torch.distributed._tensor"):
-        kind = getattr(sys.modules.get(module), "DTensor", None)
-        if kind is not None:
-            return isinstance(tensor, kind)
-    return False
-
-
-def _is_sharded(tensor: Any) -> bool:
-    """Return whether this process holds only a part of the tensor."""
-    if not _is_dtensor(tensor):
-        return False
-    return any(
-        not placement.is_replicate() and tensor.device_mesh.size(dim) > 1
-        for dim, placement in enumerate(tensor.placements)
-    )
-
-
-def _local(tensor: Any) -> torch.Tensor:
-    """Return this process's shard of a DTensor; any other tensor unchanged."""
-    if not _is_dtensor(tensor):
-        return tensor  # type: ignore[no-any-return]
-    local = tensor.to_local()
-    # Wait for a collective operation that may still be running.
-    return local.wait() if hasattr(local, "wait") else local  # type: ignore[no-any-return]
-
-
-def _local_like(name: str, tensor: Any, param: Any) -> torch.Tensor:
-    """Return the part of a gradient or slot that belongs to the parameter's shard.
-
-    Raises ValueError if only one of the two is a DTensor.
-    """
-    if _is_dtensor(tensor) != _is_dtensor(param):
-        kinds = ("a DTensor", "a plain tensor")
-        expected, found = kinds if _is_dtensor(param) else kinds[::-1]
-        raise ValueError(f"{name}: expected {expected} as its parameter, found {found}")
-    if _is_dtensor(param) and tensor.placements != param.placements:
-        tensor = tensor.redistribute(param.device_mesh, param.placements)
-    return _local(tensor)
-
-
-def _like_parameter(value: torch.Tensor, param: Any) -> torch.Tensor:
-    """Return a slot on its parameter's device, distributed as the parameter is."""
-    if not _is_dtensor(param):
-        return value if param.is_cpu else value.to(param.device)
-    placed: torch.Tensor = type(param).from_local(
-        value.to(_local(param).device),
-        param.device_mesh,
-        param.placements,
-        run_check=False,
-        shape=param.shape,
-        stride=param.stride(),
-    )
-    return placed
-
-
-def _gradient(param: torch.Tensor) -> torch.Tensor:
-    gradient = param.grad
-    assert gradient is not None
-    if gradient.layout != torch.strided:
-        # Conversion to dense adds up duplicate rows.
-        gradient = gradient.to_dense()
-    return _local_like("gradient", gradient, param)
-
-
-def _array(tensor: torch.Tensor) -> Array:
-    """Return a tensor as numpy: a view in the CPU's memory, otherwise a copy."""
-    if tensor.is_meta:
-        raise ValueError("expected parameters with values, found some on device meta")
-    if tensor.requires_grad:
-        tensor = tensor.detach()
-    if not tensor.is_cpu:
-        tensor = tensor.cpu()
-    if tensor.dtype == torch.bfloat16:
-        # numpy has no bfloat16, so torch cannot convert such a tensor.
-        return tensor.view(torch.int16).numpy().view(np.uint16).view(bfloat16)
-    array: Array = tensor.numpy()
-    return array
-
-
-def _tensor(array: Array) -> torch.Tensor:
-    if array.dtype == bfloat16 and array.dtype != np.float16:
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)

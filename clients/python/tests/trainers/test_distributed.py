@@ -77,6 +77,10 @@ def test_data_parallel(found: Found) -> None:
     agree(found, "mine", "theirs")
 
 
+def test_overlap(found: Found) -> None:
+    agree(found, "mine", "theirs", rtol=0, atol=0)
+
+
 def test_zero(found: Found) -> None:
     agree(found, "mine", "theirs")
 

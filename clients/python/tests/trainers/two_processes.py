@@ -36,7 +36,7 @@ from torch.distributed.tensor.parallel import (
 from twins import backward, loss_of, make_model, train
 
 import stepd
-from stepd.torch import RemoteOptimizer
+from stepd.torch import RemoteOptimizer, overlap_hook
 
 Tensors = dict[str, torch.Tensor]
 
@@ -88,6 +88,19 @@ class Run:
             model = make_model()
             wrapped = torch.nn.parallel.DistributedDataParallel(model)
             train(wrapped, make(model), self.batches(6))
+            results.append(whole(model))
+        return {"mine": results[0], "theirs": results[1]}
+
+    def overlap(self) -> dict[str, Any]:
+        """Let averaged buckets leave while backward runs."""
+        results = []
+        for overlap in (True, False):
+            model = make_model()
+            wrapped = torch.nn.parallel.DistributedDataParallel(model)
+            optimizer = self.remote(model, overlap=overlap, bucket_cap_mb=1e-4)
+            if overlap:
+                wrapped.register_comm_hook(optimizer, overlap_hook)
+            train(wrapped, optimizer, self.batches(6))
             results.append(whole(model))
         return {"mine": results[0], "theirs": results[1]}
 
@@ -277,6 +290,7 @@ class Run:
 
 CASES: list[Callable[[Run], dict[str, Any]]] = [
     Run.data_parallel,
+    Run.overlap,
     Run.zero,
     Run.fully_sharded,
     Run.other_placements,

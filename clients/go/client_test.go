@@ -178,6 +178,18 @@ func TestOtherMethods(t *testing.T) {
 		t.Fatalf("%+v", info)
 	}
 
+	free := Optimizer{"name": "schedule_free_sgd"}
+	training := must[*StepResult](t)(client.Step(ctx, StepRequest{Optimizer: free, Params: Tensors{From("w", []float32{1, 2})}, Grads: Tensors{From("w", []float32{1, 1})}}))
+	training = must[*StepResult](t)(client.Step(ctx, StepRequest{Optimizer: free, Params: training.Params, Grads: Tensors{From("w", []float32{2, 2})}, State: training.State}))
+	averages := must[Tensors](t)(client.Average(ctx, AverageRequest{Optimizer: free, Params: training.Params, State: training.State}))
+	// x is the mean of z: [0, 1] after the first step, [-2, -1] after the second.
+	if x := must[[]float32](t)(Values[float32](averages[0])); math.Abs(float64(x[0])+1) > 1e-6 || math.Abs(float64(x[1])) > 1e-6 {
+		t.Fatalf("%v", x)
+	}
+	if _, err := client.Average(ctx, AverageRequest{Optimizer: free, Params: training.Params}); err == nil {
+		t.Fatal("an average without a state")
+	}
+
 	norms := must[*Norms](t)(client.Norms(ctx, NormsRequest{Grads: Tensors{From("w", []float32{3, 4, 0})}, Params: Tensors{From("w", []float32{1, 1, 1})}, LossScale: 2}))
 	if w := norms.Tensors["w"]; norms.GradNorm != 2.5 || w.GradSquares != 6.25 || *w.ParamSquares != 3 || w.Zeros != 1 || w.NonFinite != 0 {
 		t.Fatalf("%+v", norms)

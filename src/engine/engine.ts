@@ -4,8 +4,9 @@ import { type Lease, RetainedBlob } from "../arena/arena.ts";
 import type { Parts } from "../codec/parts.ts";
 import { headerEnd, readSafetensorsInTurns } from "../codec/safetensors.ts";
 import { CHEAP_ITEMS_PER_YIELD, inTurns, type Run, SerialQueue, type Task } from "../codec/turns.ts";
-import type { DistancesParams, InitParams, NormsParams, PlanParams, ReduceParams, StepParams } from "../generated/wire.gen.ts";
+import type { AverageParams, DistancesParams, InitParams, NormsParams, PlanParams, ReduceParams, StepParams } from "../generated/wire.gen.ts";
 import type { Pool } from "../pool/pool.ts";
+import { average } from "./average.ts";
 import { canonicalText } from "./canonical.ts";
 import { copyRest } from "./copies.ts";
 import { distances } from "./distances.ts";
@@ -28,6 +29,7 @@ import {
   loadBlob,
   loadTensors,
   MIN_ENTRY_BYTES,
+  type ReplyTensors,
   readTensors,
   reservePlainTensors,
   type TensorFile,
@@ -204,6 +206,13 @@ export class Engine {
     const file = await loadTensors(params, "/params", lease);
     if (digests) await addInput(digests, "/params", params, file);
     return this.#runCall(hasManyTensors(file), (run) => init(options, file, lease, this.#pool, queueTime, run));
+  }
+
+  /** Computes the averaged parameters, with which a model is evaluated. */
+  async average({ params, state, ...options }: Loaded<AverageParams>, lease: Lease, queueTime: QueueTime): Promise<ReplyTensors> {
+    const paramFile = await loadTensors(params, "/params", lease);
+    const stateFile = await inTurns(loadBlob(state as BlobInput, "/state", "STATE_CORRUPT", lease));
+    return this.#runCall(hasManyTensors(paramFile), (run) => average(options, paramFile, stateFile, lease, this.#pool, queueTime, run));
   }
 
   /** Computes sums of squares by tensor, for exact clipping over several calls. */

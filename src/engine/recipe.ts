@@ -94,6 +94,8 @@ export interface Measurement {
 }
 
 export interface Recipe extends RecipeInput {
+  /** Kernel calls that turn the parameter into its average. */
+  readonly average: readonly KernelCall[];
   /** Kernel calls that copy the parameter and the slots of retained inputs to where the step overwrites them. */
   readonly copies: { readonly params: readonly KernelCall[]; readonly state: readonly KernelCall[] };
   readonly measure: Measurement | undefined;
@@ -140,6 +142,7 @@ export class Recipes {
   step(input: RecipeInput, tensorOptions: TensorOptions): Recipe {
     const { param, grad, optimizer, values } = input;
     const stages = optimizer.stages(values);
+    const average = optimizer.average?.(values);
     const { isMeasured, gradientCheck } = tensorOptions;
     const dtype = slotDtype(param);
     const sumColumns = new SumColumns();
@@ -162,6 +165,7 @@ export class Recipes {
     });
     return {
       ...input,
+      average: average ? this.#stage(input, average, gradient, sumColumns.allocate(0), undefined, true, true, undefined) : [],
       copies: this.#copies(input),
       measure,
       fill: this.#fill(input),

@@ -3,6 +3,73 @@
 export const schemas: readonly { readonly $id: string; readonly [keyword: string]: unknown }[] = [
   {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$id": "average-result.schema.json",
+    "title": "AverageResult",
+    "description": "The averaged parameters, in the form of the request. A parameter without steps is unchanged.",
+    "type": "object",
+    "required": [
+      "params"
+    ],
+    "additionalProperties": false,
+    "properties": {
+      "params": {
+        "$ref": "tensor.schema.json#/$defs/TensorsResult"
+      }
+    }
+  },
+  {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$id": "average.schema.json",
+    "title": "AverageParams",
+    "description": "Parameters and state after a step of an optimizer that evaluates a model with averaged parameters.",
+    "examples": [
+      {
+        "optimizer": {
+          "name": "schedule_free_sgd"
+        },
+        "params": {
+          "w": {
+            "shape": [
+              2
+            ],
+            "values": [
+              1,
+              2
+            ]
+          }
+        },
+        "state": "SQEAAAAAAAB7Il9fbWV0YWRhdGFfXyI6eyJmb3JtYXQiOiJzdGVwZC5zdGF0ZS8xIiwib3B0aW1pemVyIjoic2NoZWR1bGVfZnJlZV9zZ2QiLCJyZXZpc2lvbiI6IjEifSwiei93Ijp7ImR0eXBlIjoiRjMyIiwic2hhcGUiOlsyXSwiZGF0YV9vZmZzZXRzIjpbMCw4XX0sImxyX21heC93Ijp7ImR0eXBlIjoiRjY0Iiwic2hhcGUiOltdLCJkYXRhX29mZnNldHMiOls4LDE2XX0sIndlaWdodF9zdW0vdyI6eyJkdHlwZSI6IkY2NCIsInNoYXBlIjpbXSwiZGF0YV9vZmZzZXRzIjpbMTYsMjRdfSwic3RlcC93Ijp7ImR0eXBlIjoiSTY0Iiwic2hhcGUiOltdLCJkYXRhX29mZnNldHMiOlsyNCwzMl19fQAAAD8AAMA/AAAAAAAA8D8AAAAAAAAAQAIAAAAAAAAA"
+      }
+    ],
+    "type": "object",
+    "required": [
+      "optimizer",
+      "params",
+      "state"
+    ],
+    "additionalProperties": false,
+    "properties": {
+      "optimizer": {
+        "$ref": "optimizer.schema.json"
+      },
+      "groups": {
+        "description": "Parameter groups, as in the step.",
+        "type": "array",
+        "maxItems": 4096,
+        "items": {
+          "$ref": "group.schema.json"
+        }
+      },
+      "params": {
+        "$ref": "tensor.schema.json#/$defs/TensorsSource"
+      },
+      "state": {
+        "$ref": "tensor.schema.json#/$defs/BlobSource"
+      }
+    }
+  },
+  {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
     "$id": "convention.schema.json",
     "title": "Convention",
     "description": "Describes how a safetensors file stores an optimizer's state; docs/state-conversion.md explains the formats.",
@@ -1935,6 +2002,153 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             ],
             "default": "F32",
             "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32"
+          }
+        }
+      },
+      {
+        "title": "Schedule-free AdamW",
+        "description": "v = lerp(v, g^2, 1-beta2); u = g/(sqrt(v/(1-beta2^t)) + eps) + weight_decay*p; c = w_t/(w_1 + ... + w_t), w_t = t^r * lr_max^weight_lr_power; p += c*(z - p) - lr*(1 - beta1*(1-c))*u; z -= lr*u (first step: z = p before it); average: p + (1 - 1/beta1)*(z - p)",
+        "type": "object",
+        "required": [
+          "name"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "name": {
+            "const": "schedule_free_adamw"
+          },
+          "lr": {
+            "type": "number",
+            "default": 0.0025,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Learning rate; with a schedule, its base rate"
+          },
+          "betas": {
+            "type": "array",
+            "items": {
+              "type": "number",
+              "minimum": 0,
+              "exclusiveMaximum": 1
+            },
+            "minItems": 2,
+            "maxItems": 2,
+            "default": [
+              0.9,
+              0.999
+            ],
+            "description": "Weight of the average x in the parameters, more than 0, and decay rate of exp_avg_sq"
+          },
+          "eps": {
+            "type": "number",
+            "default": 1e-8,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Added to the root of the second moment, after the bias correction"
+          },
+          "weight_decay": {
+            "type": "number",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Weight decay: weight_decay times the parameter is added to the scaled gradient"
+          },
+          "warmup_steps": {
+            "type": "number",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Number of steps in which the learning rate grows linearly from 0"
+          },
+          "r": {
+            "type": "number",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 8,
+            "description": "Power of the step number in the weight of each step in the average"
+          },
+          "weight_lr_power": {
+            "type": "number",
+            "default": 2,
+            "minimum": 0,
+            "maximum": 4,
+            "description": "Power of the largest learning rate so far in the weight of each step in the average"
+          },
+          "maximize": {
+            "type": "boolean",
+            "default": false,
+            "description": "Go up the gradient instead of down"
+          },
+          "state_dtype": {
+            "type": "string",
+            "enum": [
+              "F32",
+              "BF16",
+              "Q8"
+            ],
+            "default": "F32",
+            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32"
+          }
+        }
+      },
+      {
+        "title": "Schedule-free SGD",
+        "description": "g += weight_decay*p; c = w_t/(w_1 + ... + w_t), w_t = t^r * lr_max^weight_lr_power; p += c*(z - p) - lr*(1 - momentum*(1-c))*g; z -= lr*g (first step: z = p before it); average: p + (1 - 1/momentum)*(z - p)",
+        "type": "object",
+        "required": [
+          "name"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "name": {
+            "const": "schedule_free_sgd"
+          },
+          "lr": {
+            "type": "number",
+            "default": 1,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Learning rate; with a schedule, its base rate"
+          },
+          "momentum": {
+            "type": "number",
+            "default": 0.9,
+            "minimum": 0,
+            "maximum": 1,
+            "description": "Weight of the average x in the parameters; more than 0"
+          },
+          "weight_decay": {
+            "type": "number",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Weight decay (L2): weight_decay times the parameter is added to the gradient"
+          },
+          "warmup_steps": {
+            "type": "number",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Number of steps in which the learning rate grows linearly from 0"
+          },
+          "r": {
+            "type": "number",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 8,
+            "description": "Power of the step number in the weight of each step in the average"
+          },
+          "weight_lr_power": {
+            "type": "number",
+            "default": 2,
+            "minimum": 0,
+            "maximum": 4,
+            "description": "Power of the largest learning rate so far in the weight of each step in the average"
+          },
+          "maximize": {
+            "type": "boolean",
+            "default": false,
+            "description": "Go up the gradient instead of down"
           }
         }
       },

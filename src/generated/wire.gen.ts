@@ -2,21 +2,33 @@
 /** The wire's types, from schemas/. */
 
 /**
- * Bytes: bin in MessagePack, a base64 string in JSON.
+ * Tensors, or the place in the shared folder that contains their file.
  */
-export type Blob = Uint8Array | string
+export type TensorsResult = Uint8Array | string | { readonly [name: string]: PlainTensor } | SharedBlob
+/**
+ * An optimizer by name with its hyperparameters; absent ones take their defaults.
+ */
+export type Optimizer = (Adadelta | Adagrad | Adam | Adamax | AdamW | LAMB | LARS | Lion | NAdam | QHAdam | QHAdamW | QHM | RAdam | RMSprop | ScheduleFreeAdamW | ScheduleFreeSGD | SGD)
+/**
+ * Tensors, or a reference to their safetensors file in the shared folder or the cache.
+ */
+export type TensorsSource = Uint8Array | string | { readonly [name: string]: PlainTensor } | SharedBlob | CachedBlob
 /**
  * A blob, or a reference to one in the shared folder or the cache.
  */
 export type BlobSource = Uint8Array | string | SharedBlob | CachedBlob
 /**
+ * Bytes: bin in MessagePack, a base64 string in JSON.
+ */
+export type Blob = Uint8Array | string
+/**
  * One element. JSON has no NaN and no infinity, so these are strings.
  */
 export type Value = number | "NaN" | "Infinity" | "-Infinity"
 /**
- * Tensors in F32, F64, BF16 or F16. A blob may also have I8 tensors, whose values are multiplied by the F32 tensor <name>.scale: a scalar, or one number for each index of the first dimension.
+ * Tensors, or a reference to their safetensors file in the shared folder or the cache.
  */
-export type TensorsSource = Uint8Array | string | { readonly [name: string]: PlainTensor } | SharedBlob | CachedBlob
+export type TensorsSource1 = Uint8Array | string | { readonly [name: string]: PlainTensor } | SharedBlob | CachedBlob
 /**
  * A learning-rate schedule by name with its arguments in torch's names; absent ones take their defaults.
  */
@@ -25,14 +37,6 @@ export type Schedule = (ConstantSchedule | CosineSchedule | CosineWarmRestartsSc
  * One element. JSON has no NaN and no infinity, so these are strings.
  */
 export type Value1 = number | "NaN" | "Infinity" | "-Infinity"
-/**
- * An optimizer by name with its hyperparameters; absent ones take their defaults.
- */
-export type Optimizer = (Adadelta | Adagrad | Adam | Adamax | AdamW | LAMB | LARS | Lion | NAdam | QHAdam | QHAdamW | QHM | RAdam | RMSprop | SGD)
-/**
- * Tensors, or a reference to their safetensors file in the shared folder or the cache.
- */
-export type TensorsSource1 = Uint8Array | string | { readonly [name: string]: PlainTensor } | SharedBlob | CachedBlob
 /**
  * Names each tensor of this call that is a part of a larger one: a flat slice, which begins at element offset of the whole tensor. Offsets are multiples of 65,536, so that all calls together give the bits of one.
  */
@@ -84,10 +88,6 @@ export type NonFinite = ("error" | "drop" | "propagate")
  */
 export type Missing = ("error" | "renormalize")
 /**
- * Tensors, or the place in the shared folder that contains their file.
- */
-export type TensorsResult = Uint8Array | string | { readonly [name: string]: PlainTensor } | SharedBlob
-/**
  * A blob, or the place in the shared folder that contains it.
  */
 export type BlobResult = Uint8Array | string | SharedBlob
@@ -117,6 +117,8 @@ export type Missing1 = ("error" | "renormalize")
 export type Dtype1 = ("F32" | "F64" | "BF16" | "F16")
 
 export interface Wire {
+"average-result.schema.json": AverageResult
+"average.schema.json": AverageParams
 "convention.schema.json": Convention
 "convert-result.schema.json": ConvertResult
 "convert.schema.json": ConvertParams
@@ -150,532 +152,24 @@ export interface Wire {
 "tensor.schema.json": PlainTensor
 }
 /**
- * Describes how a safetensors file stores an optimizer's state; docs/state-conversion.md explains the formats.
+ * The averaged parameters, in the form of the request. A parameter without steps is unchanged.
  */
-export interface Convention {
-/**
- * stepd: stepd's own format; torch: a flattened state_dict; qhoptim: the same with bias-corrected moments, as in qhoptim and IPRally; optax: optax's own format.
- */
-format: ("stepd" | "torch" | "qhoptim" | "optax")
-/**
- * The optimizer of a file that is not in stepd's format; defaults to the call's.
- */
-optimizer?: string
-/**
- * torch and qhoptim: the parameter names by index in the file. Absent if the file itself contains names.
- */
-names?: string[]
-/**
- * qhoptim: the betas of the run, which must not have changed.
- * 
- * @minItems 2
- * @maxItems 2
- */
-betas?: [number, number]
-/**
- * The step count of parameters whose step count is not in the file.
- */
-step?: number
+export interface AverageResult {
+params: TensorsResult
 }
 /**
- * A converted state.
+ * Parameters and state after a step of an optimizer that evaluates a model with averaged parameters.
  */
-export interface ConvertResult {
-state: Blob
-/**
- * One sentence for each part of the given state that the result cannot contain. Empty if converting back gives the same numbers.
- */
-lost: string[]
-}
-/**
- * A state to convert: from one format to another (both default to stepd's own), to another optimizer of its family, or to more slots.
- */
-export interface ConvertParams {
-state: BlobSource
-from?: Convention
-to?: Convention
-/**
- * The optimizer of the result, of the same family; defaults to the state's own. In a state of several optimizers, it replaces those of its family.
- */
-optimizer?: string
-/**
- * The format of the result's moments; defaults to the format that they have, and to F32 in the formats of other libraries.
- */
-state_dtype?: ("F32" | "BF16" | "Q8")
-/**
- * Slots to add if they are missing: max_exp_avg_sq as a copy of exp_avg_sq; momentum_buffer and grad_avg as zeros.
- */
-fill?: string[]
-}
-/**
- * The complete description of one optimizer.
- */
-export interface DescribeResult {
-name: string
-title: string
-revision: number
-/**
- * Optimizers of one family accept each other's state.
- */
-family: string
-formula: string
-references: string[]
-/**
- * JSON Schema of the optimizer object.
- */
-hyperparameters: {
-[k: string]: unknown
-}
-/**
- * Slots of a parameter: the slots that the default hyperparameters need, and all possible slots.
- */
-slots: {
-default: string[]
-all: string[]
-}
-/**
- * Bytes per element that an F32 step with the default hyperparameters transfers.
- */
-bytes_per_parameter: {
-in: number
-out: number
-state: number
-}
-}
-/**
- * The optimizer to describe.
- */
-export interface DescribeParams {
-name: string
-}
-/**
- * The OpenRPC document.
- */
-export interface DiscoverResult {
-[k: string]: unknown
-}
-/**
- * No parameters.
- */
-export interface DiscoverParams {
-
-}
-/**
- * A symmetric matrix in the order of the updates.
- */
-export interface DistancesResult {
-/**
- * Sums of squared differences, in float64: block by block, then tensor by tensor in the order of the names' UTF-8 bytes.
- */
-distances: Value[][]
-}
-/**
- * The squared distances between updates, for a choice among them such as Krum. Updates are deltas or gradients: between whole parameters, rounding may exceed the differences.
- */
-export interface DistancesParams {
-/**
- * The updates, all with the same tensors, as in optimizer.reduce. Weights have no influence.
- * 
- * @maxItems 256
- */
-updates: Update[]
-/**
- * The result of an earlier call for other tensors of the same updates, to which this call adds. Calls in the order of the names' UTF-8 bytes give the bits of one call.
- * 
- * @maxItems 256
- */
-distances?: Value[][]
-}
-/**
- * One update: tensors, and their weight in the mean.
- */
-export interface Update {
-tensors: TensorsSource
-/**
- * Weight in the mean, for instance the number of examples. It must be 1 for the median and the trimmed mean.
- */
-weight?: number
-}
-/**
- * The details of an error, besides its code and message.
- */
-export interface ErrorData {
-/**
- * Stable name of the error.
- */
-name: string
-/**
- * JSON pointer to the faulty parameter.
- */
-field?: string
-expected?: string
-found?: string
-/**
- * Seconds to wait before a retry.
- */
-retry_after?: number
-/**
- * The first of the tensors concerned.
- */
-tensors?: string[]
-request_id?: string
-}
-/**
- * The schedule's values for each step of the range.
- */
-export interface EvaluateResult {
-/**
- * Learning rates.
- */
-lrs: number[]
-/**
- * Momentums, if the schedule cycles them. In a sequence, null at the steps of a schedule that does not cycle them.
- */
-momentums?: (number | null)[]
-}
-/**
- * A range of steps of a schedule.
- */
-export interface EvaluateParams {
-schedule: Schedule
-/**
- * The base learning rate. A step uses the optimizer's lr as its base rate.
- */
-lr?: number
-/**
- * Number of steps before the range; 0 starts at the first step.
- */
-from?: number
-/**
- * Number of steps in the range.
- */
-count?: number
-}
-/**
- * lr_t = lr * factor for t < total_iters, then lr
- */
-export interface ConstantSchedule {
-name: "constant"
-/**
- * Factor of the base rate before step total_iters
- */
-factor?: number
-/**
- * Number of steps with the factor
- */
-total_iters?: number
-}
-/**
- * lr_t = eta_min + (lr - eta_min) * (1 + cos(pi * t / T_max)) / 2
- */
-export interface CosineSchedule {
-name: "cosine"
-/**
- * Steps from the base rate to eta_min
- */
-T_max: number
-/**
- * The lowest rate
- */
-eta_min?: number
-}
-/**
- * lr_t = eta_min + (lr - eta_min) * (1 + cos(pi * T_cur / T_i)) / 2, T_cur steps after the last restart, T_i = T_0 * T_mult^i
- */
-export interface CosineWarmRestartsSchedule {
-name: "cosine_warm_restarts"
-/**
- * Steps until the first restart
- */
-T_0: number
-/**
- * Factor from the length of one period to the next
- */
-T_mult?: number
-/**
- * The lowest rate
- */
-eta_min?: number
-}
-/**
- * lr_t = base_lr + (max_lr - base_lr) * height * scale; height goes 0 -> 1 in step_size_up steps and back in step_size_down; scale is 1, 1/2^(completed cycles) or gamma^t by mode
- */
-export interface CyclicSchedule {
-name: "cyclic"
-/**
- * The lowest rate
- */
-base_lr: number
-/**
- * The highest rate
- */
-max_lr: number
-/**
- * Steps in which the rate rises
- */
-step_size_up?: number
-/**
- * Steps in which the rate falls; null means step_size_up
- */
-step_size_down?: (number | null)
-/**
- * Change of the height from cycle to cycle
- */
-mode?: ("triangular" | "triangular2" | "exp_range")
-/**
- * Factor of the height per step in exp_range
- */
-gamma?: number
-/**
- * Cycle the momentum, or the first of betas, inversely to the rate
- */
-cycle_momentum?: boolean
-/**
- * The lowest momentum, at the highest rate
- */
-base_momentum?: number
-/**
- * The highest momentum, at base_lr
- */
-max_momentum?: number
-}
-/**
- * lr_t = lr * gamma^t
- */
-export interface ExponentialSchedule {
-name: "exponential"
-/**
- * Factor of the rate per step
- */
-gamma: number
-}
-/**
- * lr_t = lr * (start_factor + (end_factor - start_factor) * min(t, total_iters) / total_iters)
- */
-export interface LinearSchedule {
-name: "linear"
-/**
- * Factor of the base rate at the first step
- */
-start_factor?: number
-/**
- * Factor of the base rate from step total_iters on
- */
-end_factor?: number
-/**
- * Steps from start_factor to end_factor
- */
-total_iters?: number
-}
-/**
- * lr_t = lr * gamma^(number of milestones <= t)
- */
-export interface MultistepSchedule {
-name: "multistep"
-/**
- * Steps at which the rate decays, in ascending order; one that is listed twice decays twice
- * 
- * @maxItems 1024
- */
-milestones: number[]
-/**
- * Factor of the rate per decay
- */
-gamma?: number
-}
-/**
- * max_lr/div_factor -> max_lr at t = pct_start*total_steps - 1 -> max_lr/div_factor/final_div_factor at t = total_steps - 1; three_phase goes back to max_lr/div_factor at t = 2*pct_start*total_steps - 2 before; no steps after
- */
-export interface OneCycleSchedule {
-name: "one_cycle"
-/**
- * The highest rate
- */
-max_lr: number
-/**
- * Steps of the whole cycle
- */
-total_steps: number
-/**
- * Fraction of the cycle in which the rate rises
- */
-pct_start?: number
-/**
- * Shape of the curve between two rates
- */
-anneal_strategy?: ("cos" | "linear")
-/**
- * Cycle the momentum, or the first of betas, inversely to the rate
- */
-cycle_momentum?: boolean
-/**
- * The lowest momentum, where the rate is highest
- */
-base_momentum?: number
-/**
- * The highest momentum
- */
-max_momentum?: number
-/**
- * Ratio of max_lr to the first rate
- */
-div_factor?: number
-/**
- * Ratio of the first rate to the last
- */
-final_div_factor?: number
-/**
- * Fall to the first rate in as many steps as the rise, then to the last rate
- */
-three_phase?: boolean
-}
-/**
- * lr_t = lr * (1 - min(t, total_iters) / total_iters)^power
- */
-export interface PolynomialSchedule {
-name: "polynomial"
-/**
- * Steps until the rate is 0
- */
-total_iters?: number
-/**
- * Exponent: any number of at least 0, not only integers
- */
-power?: number
-}
-/**
- * lr_t = schedules[i] at step t - milestones[i-1] with the same base rate, i = number of milestones <= t
- */
-export interface SequenceSchedule {
-name: "sequence"
-/**
- * One schedule more than milestones; a schedule may be a sequence itself
- * 
- * @minItems 1
- * @maxItems 64
- */
-schedules: [Schedule, ...(Schedule)[]]
-/**
- * Steps at which the next schedule begins, in ascending order
- * 
- * @maxItems 1024
- */
-milestones: number[]
-}
-/**
- * lr_t = lr * gamma^floor(t / step_size)
- */
-export interface StepSchedule {
-name: "step"
-/**
- * Steps between two decays
- */
-step_size: number
-/**
- * Factor of the rate per decay
- */
-gamma?: number
-}
-/**
- * A parameter group: hyperparameters, or another optimizer, for some tensors.
- */
-export interface Group {
-/**
- * Parameter names; * matches any characters. A parameter belongs to the first group that matches it.
- * 
- * @minItems 1
- */
-tensors: [string, ...(string)[]]
-/**
- * Hyperparameters that differ from the call's optimizer. With name, the group has an optimizer of its own: absent hyperparameters take that optimizer's defaults, and nothing is inherited from the call's.
- */
-optimizer: { readonly name?: string; readonly [hyperparameter: string]: unknown }
-}
-/**
- * The initial state, at step 0.
- */
-export interface InitResult {
-state: Blob
-receipt?: Receipt
-}
-/**
- * What a call did: its options, and the SHA-256 of each blob in and out, in hexadecimal. Tensors in lists of numbers have the digest of the canonical safetensors file with the same tensors.
- */
-export interface Receipt {
-format: "stepd.receipt/1"
-/**
- * The version of the service.
- */
-version: string
-method: ("optimizer.step" | "optimizer.init" | "optimizer.norms" | "optimizer.reduce")
-/**
- * The call without its blobs. Its optimizers have all their hyperparameters.
- */
-options: {
-[k: string]: unknown
-}
-/**
- * The revision of each optimizer of the call. It rises with every change to the bits of a result.
- */
-revisions: {
-[k: string]: number
-}
-part?: ReceiptPart
-/**
- * The digests of the call's blobs by field, for instance params, grads, state or reduce/updates/0/tensors.
- */
-inputs: {
-[k: string]: string
-}
-/**
- * The digests of the results: params and state of a step, and rounded_params if the reply has them; state of an initial state; grads or accumulator of a reduction.
- */
-outputs: {
-[k: string]: string
-}
-/**
- * The largest step count in the new state.
- */
-step?: number
-/**
- * Whether the call did nothing, because of non_finite skip or a reduction without updates.
- */
-skipped?: boolean
-grad_norm?: Value1
-/**
- * The name of the key that signed the receipt: the SHA-256 of the public key in DER.
- */
-key?: string
-/**
- * The Ed25519 signature, in base64, of the receipt without this field, as canonical JSON (RFC 8785) in UTF-8.
- */
-signature?: string
-}
-/**
- * Which part of a sharded step a call is. The parts of a step have one receipt each, with indexes from 0.
- */
-export interface ReceiptPart {
-index: number
-count: number
-}
-/**
- * Parameters whose initial state is returned. Their values matter only with master_weights.
- */
-export interface InitParams {
+export interface AverageParams {
 optimizer: Optimizer
 /**
- * Parameter groups; a parameter belongs to the first one that matches it.
+ * Parameter groups, as in the step.
  * 
  * @maxItems 4096
  */
 groups?: Group[]
-params: TensorsSource1
-slices?: Slices
-/**
- * Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param), and apply the steps to that copy.
- */
-master_weights?: boolean
-receipt?: ReceiptOption
+params: TensorsSource
+state: BlobSource
 }
 /**
  * g += weight_decay*p; s = lerp(s, g^2, 1-rho); d = sqrt(acc + eps)/sqrt(s + eps) * g; acc = lerp(acc, d^2, 1-rho); p -= lr*d
@@ -1239,6 +733,85 @@ maximize?: boolean
 state_dtype?: ("F32" | "BF16" | "Q8")
 }
 /**
+ * v = lerp(v, g^2, 1-beta2); u = g/(sqrt(v/(1-beta2^t)) + eps) + weight_decay*p; c = w_t/(w_1 + ... + w_t), w_t = t^r * lr_max^weight_lr_power; p += c*(z - p) - lr*(1 - beta1*(1-c))*u; z -= lr*u (first step: z = p before it); average: p + (1 - 1/beta1)*(z - p)
+ */
+export interface ScheduleFreeAdamW {
+name: "schedule_free_adamw"
+/**
+ * Learning rate; with a schedule, its base rate
+ */
+lr?: number
+/**
+ * Weight of the average x in the parameters, more than 0, and decay rate of exp_avg_sq
+ * 
+ * @minItems 2
+ * @maxItems 2
+ */
+betas?: [number, number]
+/**
+ * Added to the root of the second moment, after the bias correction
+ */
+eps?: number
+/**
+ * Weight decay: weight_decay times the parameter is added to the scaled gradient
+ */
+weight_decay?: number
+/**
+ * Number of steps in which the learning rate grows linearly from 0
+ */
+warmup_steps?: number
+/**
+ * Power of the step number in the weight of each step in the average
+ */
+r?: number
+/**
+ * Power of the largest learning rate so far in the weight of each step in the average
+ */
+weight_lr_power?: number
+/**
+ * Go up the gradient instead of down
+ */
+maximize?: boolean
+/**
+ * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
+ */
+state_dtype?: ("F32" | "BF16" | "Q8")
+}
+/**
+ * g += weight_decay*p; c = w_t/(w_1 + ... + w_t), w_t = t^r * lr_max^weight_lr_power; p += c*(z - p) - lr*(1 - momentum*(1-c))*g; z -= lr*g (first step: z = p before it); average: p + (1 - 1/momentum)*(z - p)
+ */
+export interface ScheduleFreeSGD {
+name: "schedule_free_sgd"
+/**
+ * Learning rate; with a schedule, its base rate
+ */
+lr?: number
+/**
+ * Weight of the average x in the parameters; more than 0
+ */
+momentum?: number
+/**
+ * Weight decay (L2): weight_decay times the parameter is added to the gradient
+ */
+weight_decay?: number
+/**
+ * Number of steps in which the learning rate grows linearly from 0
+ */
+warmup_steps?: number
+/**
+ * Power of the step number in the weight of each step in the average
+ */
+r?: number
+/**
+ * Power of the largest learning rate so far in the weight of each step in the average
+ */
+weight_lr_power?: number
+/**
+ * Go up the gradient instead of down
+ */
+maximize?: boolean
+}
+/**
  * g += weight_decay*p; buf = momentum*buf + (1-dampening)*g (first step: buf = g); p -= lr * (nesterov ? g + momentum*buf : momentum ? buf : g)
  */
 export interface SGD {
@@ -1271,6 +844,534 @@ maximize?: boolean
  * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
  */
 state_dtype?: ("F32" | "BF16" | "Q8")
+}
+/**
+ * A parameter group: hyperparameters, or another optimizer, for some tensors.
+ */
+export interface Group {
+/**
+ * Parameter names; * matches any characters. A parameter belongs to the first group that matches it.
+ * 
+ * @minItems 1
+ */
+tensors: [string, ...(string)[]]
+/**
+ * Hyperparameters that differ from the call's optimizer. With name, the group has an optimizer of its own: absent hyperparameters take that optimizer's defaults, and nothing is inherited from the call's.
+ */
+optimizer: { readonly name?: string; readonly [hyperparameter: string]: unknown }
+}
+/**
+ * Describes how a safetensors file stores an optimizer's state; docs/state-conversion.md explains the formats.
+ */
+export interface Convention {
+/**
+ * stepd: stepd's own format; torch: a flattened state_dict; qhoptim: the same with bias-corrected moments, as in qhoptim and IPRally; optax: optax's own format.
+ */
+format: ("stepd" | "torch" | "qhoptim" | "optax")
+/**
+ * The optimizer of a file that is not in stepd's format; defaults to the call's.
+ */
+optimizer?: string
+/**
+ * torch and qhoptim: the parameter names by index in the file. Absent if the file itself contains names.
+ */
+names?: string[]
+/**
+ * qhoptim: the betas of the run, which must not have changed.
+ * 
+ * @minItems 2
+ * @maxItems 2
+ */
+betas?: [number, number]
+/**
+ * The step count of parameters whose step count is not in the file.
+ */
+step?: number
+}
+/**
+ * A converted state.
+ */
+export interface ConvertResult {
+state: Blob
+/**
+ * One sentence for each part of the given state that the result cannot contain. Empty if converting back gives the same numbers.
+ */
+lost: string[]
+}
+/**
+ * A state to convert: from one format to another (both default to stepd's own), to another optimizer of its family, or to more slots.
+ */
+export interface ConvertParams {
+state: BlobSource
+from?: Convention
+to?: Convention
+/**
+ * The optimizer of the result, of the same family; defaults to the state's own. In a state of several optimizers, it replaces those of its family.
+ */
+optimizer?: string
+/**
+ * The format of the result's moments; defaults to the format that they have, and to F32 in the formats of other libraries.
+ */
+state_dtype?: ("F32" | "BF16" | "Q8")
+/**
+ * Slots to add if they are missing: max_exp_avg_sq as a copy of exp_avg_sq; momentum_buffer and grad_avg as zeros.
+ */
+fill?: string[]
+}
+/**
+ * The complete description of one optimizer.
+ */
+export interface DescribeResult {
+name: string
+title: string
+revision: number
+/**
+ * Optimizers of one family accept each other's state.
+ */
+family: string
+formula: string
+references: string[]
+/**
+ * JSON Schema of the optimizer object.
+ */
+hyperparameters: {
+[k: string]: unknown
+}
+/**
+ * Slots of a parameter: the slots that the default hyperparameters need, and all possible slots.
+ */
+slots: {
+default: string[]
+all: string[]
+}
+/**
+ * Bytes per element that an F32 step with the default hyperparameters transfers.
+ */
+bytes_per_parameter: {
+in: number
+out: number
+state: number
+}
+}
+/**
+ * The optimizer to describe.
+ */
+export interface DescribeParams {
+name: string
+}
+/**
+ * The OpenRPC document.
+ */
+export interface DiscoverResult {
+[k: string]: unknown
+}
+/**
+ * No parameters.
+ */
+export interface DiscoverParams {
+
+}
+/**
+ * A symmetric matrix in the order of the updates.
+ */
+export interface DistancesResult {
+/**
+ * Sums of squared differences, in float64: block by block, then tensor by tensor in the order of the names' UTF-8 bytes.
+ */
+distances: Value[][]
+}
+/**
+ * The squared distances between updates, for a choice among them such as Krum. Updates are deltas or gradients: between whole parameters, rounding may exceed the differences.
+ */
+export interface DistancesParams {
+/**
+ * The updates, all with the same tensors, as in optimizer.reduce. Weights have no influence.
+ * 
+ * @maxItems 256
+ */
+updates: Update[]
+/**
+ * The result of an earlier call for other tensors of the same updates, to which this call adds. Calls in the order of the names' UTF-8 bytes give the bits of one call.
+ * 
+ * @maxItems 256
+ */
+distances?: Value[][]
+}
+/**
+ * One update: tensors, and their weight in the mean.
+ */
+export interface Update {
+tensors: TensorsSource1
+/**
+ * Weight in the mean, for instance the number of examples. It must be 1 for the median and the trimmed mean.
+ */
+weight?: number
+}
+/**
+ * The details of an error, besides its code and message.
+ */
+export interface ErrorData {
+/**
+ * Stable name of the error.
+ */
+name: string
+/**
+ * JSON pointer to the faulty parameter.
+ */
+field?: string
+expected?: string
+found?: string
+/**
+ * Seconds to wait before a retry.
+ */
+retry_after?: number
+/**
+ * The first of the tensors concerned.
+ */
+tensors?: string[]
+request_id?: string
+}
+/**
+ * The schedule's values for each step of the range.
+ */
+export interface EvaluateResult {
+/**
+ * Learning rates.
+ */
+lrs: number[]
+/**
+ * Momentums, if the schedule cycles them. In a sequence, null at the steps of a schedule that does not cycle them.
+ */
+momentums?: (number | null)[]
+}
+/**
+ * A range of steps of a schedule.
+ */
+export interface EvaluateParams {
+schedule: Schedule
+/**
+ * The base learning rate. A step uses the optimizer's lr as its base rate.
+ */
+lr?: number
+/**
+ * Number of steps before the range; 0 starts at the first step.
+ */
+from?: number
+/**
+ * Number of steps in the range.
+ */
+count?: number
+}
+/**
+ * lr_t = lr * factor for t < total_iters, then lr
+ */
+export interface ConstantSchedule {
+name: "constant"
+/**
+ * Factor of the base rate before step total_iters
+ */
+factor?: number
+/**
+ * Number of steps with the factor
+ */
+total_iters?: number
+}
+/**
+ * lr_t = eta_min + (lr - eta_min) * (1 + cos(pi * t / T_max)) / 2
+ */
+export interface CosineSchedule {
+name: "cosine"
+/**
+ * Steps from the base rate to eta_min
+ */
+T_max: number
+/**
+ * The lowest rate
+ */
+eta_min?: number
+}
+/**
+ * lr_t = eta_min + (lr - eta_min) * (1 + cos(pi * T_cur / T_i)) / 2, T_cur steps after the last restart, T_i = T_0 * T_mult^i
+ */
+export interface CosineWarmRestartsSchedule {
+name: "cosine_warm_restarts"
+/**
+ * Steps until the first restart
+ */
+T_0: number
+/**
+ * Factor from the length of one period to the next
+ */
+T_mult?: number
+/**
+ * The lowest rate
+ */
+eta_min?: number
+}
+/**
+ * lr_t = base_lr + (max_lr - base_lr) * height * scale; height goes 0 -> 1 in step_size_up steps and back in step_size_down; scale is 1, 1/2^(completed cycles) or gamma^t by mode
+ */
+export interface CyclicSchedule {
+name: "cyclic"
+/**
+ * The lowest rate
+ */
+base_lr: number
+/**
+ * The highest rate
+ */
+max_lr: number
+/**
+ * Steps in which the rate rises
+ */
+step_size_up?: number
+/**
+ * Steps in which the rate falls; null means step_size_up
+ */
+step_size_down?: (number | null)
+/**
+ * Change of the height from cycle to cycle
+ */
+mode?: ("triangular" | "triangular2" | "exp_range")
+/**
+ * Factor of the height per step in exp_range
+ */
+gamma?: number
+/**
+ * Cycle the momentum, or the first of betas, inversely to the rate
+ */
+cycle_momentum?: boolean
+/**
+ * The lowest momentum, at the highest rate
+ */
+base_momentum?: number
+/**
+ * The highest momentum, at base_lr
+ */
+max_momentum?: number
+}
+/**
+ * lr_t = lr * gamma^t
+ */
+export interface ExponentialSchedule {
+name: "exponential"
+/**
+ * Factor of the rate per step
+ */
+gamma: number
+}
+/**
+ * lr_t = lr * (start_factor + (end_factor - start_factor) * min(t, total_iters) / total_iters)
+ */
+export interface LinearSchedule {
+name: "linear"
+/**
+ * Factor of the base rate at the first step
+ */
+start_factor?: number
+/**
+ * Factor of the base rate from step total_iters on
+ */
+end_factor?: number
+/**
+ * Steps from start_factor to end_factor
+ */
+total_iters?: number
+}
+/**
+ * lr_t = lr * gamma^(number of milestones <= t)
+ */
+export interface MultistepSchedule {
+name: "multistep"
+/**
+ * Steps at which the rate decays, in ascending order; one that is listed twice decays twice
+ * 
+ * @maxItems 1024
+ */
+milestones: number[]
+/**
+ * Factor of the rate per decay
+ */
+gamma?: number
+}
+/**
+ * max_lr/div_factor -> max_lr at t = pct_start*total_steps - 1 -> max_lr/div_factor/final_div_factor at t = total_steps - 1; three_phase goes back to max_lr/div_factor at t = 2*pct_start*total_steps - 2 before; no steps after
+ */
+export interface OneCycleSchedule {
+name: "one_cycle"
+/**
+ * The highest rate
+ */
+max_lr: number
+/**
+ * Steps of the whole cycle
+ */
+total_steps: number
+/**
+ * Fraction of the cycle in which the rate rises
+ */
+pct_start?: number
+/**
+ * Shape of the curve between two rates
+ */
+anneal_strategy?: ("cos" | "linear")
+/**
+ * Cycle the momentum, or the first of betas, inversely to the rate
+ */
+cycle_momentum?: boolean
+/**
+ * The lowest momentum, where the rate is highest
+ */
+base_momentum?: number
+/**
+ * The highest momentum
+ */
+max_momentum?: number
+/**
+ * Ratio of max_lr to the first rate
+ */
+div_factor?: number
+/**
+ * Ratio of the first rate to the last
+ */
+final_div_factor?: number
+/**
+ * Fall to the first rate in as many steps as the rise, then to the last rate
+ */
+three_phase?: boolean
+}
+/**
+ * lr_t = lr * (1 - min(t, total_iters) / total_iters)^power
+ */
+export interface PolynomialSchedule {
+name: "polynomial"
+/**
+ * Steps until the rate is 0
+ */
+total_iters?: number
+/**
+ * Exponent: any number of at least 0, not only integers
+ */
+power?: number
+}
+/**
+ * lr_t = schedules[i] at step t - milestones[i-1] with the same base rate, i = number of milestones <= t
+ */
+export interface SequenceSchedule {
+name: "sequence"
+/**
+ * One schedule more than milestones; a schedule may be a sequence itself
+ * 
+ * @minItems 1
+ * @maxItems 64
+ */
+schedules: [Schedule, ...(Schedule)[]]
+/**
+ * Steps at which the next schedule begins, in ascending order
+ * 
+ * @maxItems 1024
+ */
+milestones: number[]
+}
+/**
+ * lr_t = lr * gamma^floor(t / step_size)
+ */
+export interface StepSchedule {
+name: "step"
+/**
+ * Steps between two decays
+ */
+step_size: number
+/**
+ * Factor of the rate per decay
+ */
+gamma?: number
+}
+/**
+ * The initial state, at step 0.
+ */
+export interface InitResult {
+state: Blob
+receipt?: Receipt
+}
+/**
+ * What a call did: its options, and the SHA-256 of each blob in and out, in hexadecimal. Tensors in lists of numbers have the digest of the canonical safetensors file with the same tensors.
+ */
+export interface Receipt {
+format: "stepd.receipt/1"
+/**
+ * The version of the service.
+ */
+version: string
+method: ("optimizer.step" | "optimizer.init" | "optimizer.norms" | "optimizer.reduce")
+/**
+ * The call without its blobs. Its optimizers have all their hyperparameters.
+ */
+options: {
+[k: string]: unknown
+}
+/**
+ * The revision of each optimizer of the call. It rises with every change to the bits of a result.
+ */
+revisions: {
+[k: string]: number
+}
+part?: ReceiptPart
+/**
+ * The digests of the call's blobs by field, for instance params, grads, state or reduce/updates/0/tensors.
+ */
+inputs: {
+[k: string]: string
+}
+/**
+ * The digests of the results: params and state of a step, and rounded_params if the reply has them; state of an initial state; grads or accumulator of a reduction.
+ */
+outputs: {
+[k: string]: string
+}
+/**
+ * The largest step count in the new state.
+ */
+step?: number
+/**
+ * Whether the call did nothing, because of non_finite skip or a reduction without updates.
+ */
+skipped?: boolean
+grad_norm?: Value1
+/**
+ * The name of the key that signed the receipt: the SHA-256 of the public key in DER.
+ */
+key?: string
+/**
+ * The Ed25519 signature, in base64, of the receipt without this field, as canonical JSON (RFC 8785) in UTF-8.
+ */
+signature?: string
+}
+/**
+ * Which part of a sharded step a call is. The parts of a step have one receipt each, with indexes from 0.
+ */
+export interface ReceiptPart {
+index: number
+count: number
+}
+/**
+ * Parameters whose initial state is returned. Their values matter only with master_weights.
+ */
+export interface InitParams {
+optimizer: Optimizer
+/**
+ * Parameter groups; a parameter belongs to the first one that matches it.
+ * 
+ * @maxItems 4096
+ */
+groups?: Group[]
+params: TensorsSource
+slices?: Slices
+/**
+ * Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param), and apply the steps to that copy.
+ */
+master_weights?: boolean
+receipt?: ReceiptOption
 }
 /**
  * Contents of a state.
@@ -1372,8 +1473,8 @@ non_finite: number
  * Gradients, and optionally their parameters, whose sums of squares are computed: the first phase of exact clipping over several calls.
  */
 export interface NormsParams {
-grads: TensorsSource1
-params?: TensorsSource1
+grads: TensorsSource
+params?: TensorsSource
 slices?: Slices
 /**
  * All gradients are first divided by this number: a normal float32.
@@ -1618,8 +1719,8 @@ optimizer: Optimizer
  * @maxItems 4096
  */
 groups?: Group[]
-params: TensorsSource1
-grads?: TensorsSource1
+params: TensorsSource
+grads?: TensorsSource
 reduce?: Reduction
 /**
  * The state of the last reply; null or absent at the first step.

@@ -119,6 +119,11 @@ export interface OptimizerDefinition<H extends Hyperparameters = Hyperparameters
   nextScalarSlots?(values: Values<H>, context: StepContext): Readonly<Record<string, number>>;
   /** Checks a combination of hyperparameters that are valid by themselves. Returns the parts of an error, or undefined. */
   check?(values: Values<H>): { readonly field: string; readonly expected: string; readonly found: string } | undefined;
+  /**
+   * Returns the stage that turns the parameters into their average, if a model is evaluated with other parameters than it is trained
+   * with. optimizer.average runs it.
+   */
+  average?(values: Values<H>): Stage;
   /** Returns the stages of a step, in order. */
   stages(values: Values<H>): readonly Stage[];
   /** Computes the trust ratio of a finished step: the factor that scaled the tensor's update. */

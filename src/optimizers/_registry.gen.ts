@@ -14,9 +14,11 @@ import qhadamw from "./qhadamw.ts";
 import qhm from "./qhm.ts";
 import radam from "./radam.ts";
 import rmsprop from "./rmsprop.ts";
+import schedule_free_adamw from "./schedule_free_adamw.ts";
+import schedule_free_sgd from "./schedule_free_sgd.ts";
 import sgd from "./sgd.ts";
 
 /** All optimizers by name. */
 export const registry: ReadonlyMap<string, OptimizerDefinition> = new Map(
-  ([adadelta, adagrad, adam, adamax, adamw, lamb, lars, lion, nadam, qhadam, qhadamw, qhm, radam, rmsprop, sgd] as unknown as readonly OptimizerDefinition[]).map((definition) => [definition.name, definition]),
+  ([adadelta, adagrad, adam, adamax, adamw, lamb, lars, lion, nadam, qhadam, qhadamw, qhm, radam, rmsprop, schedule_free_adamw, schedule_free_sgd, sgd] as unknown as readonly OptimizerDefinition[]).map((definition) => [definition.name, definition]),
 );

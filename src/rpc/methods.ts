@@ -1,4 +1,5 @@
 /** Lists all methods in the order of the documentation. */
+import { average } from "./average.ts";
 import { convert } from "./convert.ts";
 import { describe } from "./describe.ts";
 import { distances } from "./distances.ts";
@@ -24,6 +25,7 @@ const discover: Method = {
 export const methods: readonly Method[] = [
   step as Method,
   init as Method,
+  average as Method,
   norms as Method,
   reduce as Method,
   distances as Method,

@@ -4,6 +4,7 @@ import { after, before, test } from "node:test";
 import { errors } from "../../src/errors/errors.ts";
 import { registry } from "../../src/optimizers/registry.ts";
 import { JSON_TYPE, MSGPACK, pack, readReply, TestService } from "../support/service.ts";
+import { writeState } from "../support/tensors.ts";
 import { sgdParams } from "./_client.ts";
 
 let service: TestService;
@@ -98,6 +99,16 @@ const tensors = { w: { shape: [2], dtype: "F32", values: [1, 2] } };
 const VALID_PARAMS: Readonly<Record<string, unknown>> = {
   "optimizer.step": { optimizer: { name: "adamw" }, params: tensors, grads: tensors },
   "optimizer.init": { optimizer: { name: "lamb" }, params: tensors },
+  "optimizer.average": {
+    optimizer: { name: "schedule_free_sgd" },
+    params: tensors,
+    state: writeState({
+      optimizer: "schedule_free_sgd",
+      steps: { w: 1 },
+      slots: { z: { w: { shape: [2], data: Float32Array.of(1, 3) } } },
+      scalars: { lr_max: { w: 1 }, weight_sum: { w: 1 } },
+    }).toString("base64"),
+  },
   "optimizer.norms": { grads: tensors },
   "optimizer.distances": { updates: [{ tensors }, { tensors }] },
   "optimizer.reduce": { params: tensors, updates: [{ tensors, weight: 2 }] },

@@ -102,7 +102,8 @@ suite("scalars are finite for all decay rates and step counts", () => {
             assert.ok(found.every(Number.isFinite), `${kernel}: ${found} with betas ${betas} at step ${step}`);
           }
           const slots = definition.nextScalarSlots?.(values, at) ?? {};
-          assert.ok(Object.values(slots).every((value) => value >= 0 && value < 1));
+          assert.ok(Object.values(slots).every((value) => value >= 0 && Number.isFinite(value)));
+          assert.ok((slots["mu_product"] ?? 0) < 1);
         }
       }
     });

@@ -8,7 +8,7 @@ import { after, before, suite, test } from "node:test";
 import { optaxStep } from "../support/optax.ts";
 import { TestService } from "../support/service.ts";
 import { readState, readTensors, type TestState, type TestTensors, writeState, writeTensors } from "../support/tensors.ts";
-import { type Case, gradientCounts, settings, slotsAfter, stateAfter, tensors, ulp, values, vectorFiles } from "../support/vectors.ts";
+import { averagesAfter, type Case, gradientCounts, settings, slotsAfter, stateAfter, tensors, ulp, values, vectorFiles } from "../support/vectors.ts";
 
 /** The allowed difference from the peer's parameters and moments, in ulp of the larger of the old and the new value. */
 const MAX_ULPS = 8;
@@ -93,12 +93,29 @@ const oneStep = async (testCase: Case): Promise<void> => {
     const { slots, steps } = readState(reply.state);
     for (const [slot, byName] of Object.entries(slotsAfter(testCase, index + 1, "f32"))) {
       for (const [name, data] of Object.entries(byName)) {
-        requireClose(`${where} ${slot}/${name}`, slots[slot]?.[name]?.data ?? [], data, state?.slots[slot]?.[name]?.data);
+        // The slot z of the schedule-free optimizers starts as a copy of the parameter.
+        const old = state?.slots[slot]?.[name]?.data ?? (slot === "z" ? params[name]?.data : undefined);
+        requireClose(`${where} ${slot}/${name}`, slots[slot]?.[name]?.data ?? [], data, old);
       }
     }
+    await requireAverages(testCase, index, where);
     const before = state?.steps ?? {};
     for (const name of Object.keys(testCase.steps[index]?.grads ?? {})) assert.equal(steps[name], (before[name] ?? 0) + 1, `${where} step/${name}`);
   }
+};
+
+/** Compares optimizer.average with the peer's averages, which it computes from its parameters and state. */
+const requireAverages = async (testCase: Case, index: number, where: string): Promise<void> => {
+  const expected = averagesAfter(testCase, index + 1, "f32");
+  const current = testCase.steps[index];
+  if (!expected || !current) return;
+  const params = paramsAfter(testCase, index + 1);
+  const { params: averages } = await service.call<{ params: Uint8Array }>("optimizer.average", {
+    optimizer: settings(testCase, current).optimizer,
+    params: writeTensors(params),
+    state: writeState(stateAfter(testCase, index + 1) as TestState),
+  });
+  for (const [name, { data }] of Object.entries(readTensors(averages))) requireClose(`${where} x/${name}`, data, expected[name] ?? [], params[name]?.data);
 };
 
 interface Errors {

@@ -3,6 +3,7 @@
  * and states.
  */
 import { readdirSync, readFileSync } from "node:fs";
+import { registry } from "../../src/optimizers/registry.ts";
 import type { TestState, TestTensor, TestTensors } from "./tensors.ts";
 
 interface RawArray {
@@ -100,7 +101,7 @@ export const settings = ({ optimizer, peer, hyperparameters, groups = [] }: Case
 /** The slots of these peers hold bias-corrected moments. stepd's slots are 1 - beta^t times as large. */
 const CORRECTED = ["qhadam", "qhadamw"];
 
-const NOT_SLOTS = ["step", "beta1_weight", "beta2_weight", "mu_product"];
+const NOT_SLOTS = ["step", "beta1_weight", "beta2_weight", "mu_product", "lr_max", "weight_sum", "x"];
 
 /** The slot trace of optax is the negated momentum buffer. */
 const slotName = (slot: string): string => (slot === "trace" ? "momentum_buffer" : slot);
@@ -143,10 +144,23 @@ export const stateAfter = (testCase: Case, count: number): TestState | null => {
       Object.entries(byName).map(([name, data]) => [name, { shape: testCase.initial[name]?.shape ?? [], data: Float32Array.from(data) }]),
     );
   }
-  const products = Object.entries(raw).flatMap(([name, { mu_product: product }]): [string, number][] =>
-    typeof product === "object" && product !== null ? [[name, values(product)[0] as number]] : [],
-  );
-  return { optimizer: testCase.optimizer, steps, slots, ...(products.length > 0 && { scalars: { mu_product: Object.fromEntries(products) } }) };
+  const scalars = Object.keys(registry.get(testCase.optimizer)?.scalarSlots ?? {}).map((slot): [string, Record<string, number>] => {
+    const found = Object.entries(raw).flatMap(([name, { [slot]: value }]): [string, number][] =>
+      typeof value === "object" && value !== null ? [[name, values(value)[0] as number]] : [],
+    );
+    return [slot, Object.fromEntries(found)];
+  });
+  return { optimizer: testCase.optimizer, steps, slots, ...(scalars.length > 0 && { scalars: Object.fromEntries(scalars) }) };
+};
+
+/** Returns the peer's averaged parameters after `count` steps; undefined if the peer has none. */
+export const averagesAfter = ({ steps, initial }: Case, count: number, precision: "f32" | "f64"): Record<string, Float64Array> | undefined => {
+  const state = steps[count - 1]?.[precision].state ?? {};
+  const averages = Object.keys(initial).flatMap((name): [string, Float64Array][] => {
+    const raw = state[name]?.["x"];
+    return typeof raw === "object" && raw !== null ? [[name, Float64Array.from(values(raw))]] : [];
+  });
+  return averages.length > 0 ? Object.fromEntries(averages) : undefined;
 };
 
 /** Returns the spacing of float32 at a value, at least 2^-149. */

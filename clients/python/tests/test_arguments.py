@@ -162,6 +162,14 @@ METHODS: dict[str, tuple[dict[str, Any], list[Case]]] = {
         {"optimizer": ADAMW, "params": W},
         [*OPTIMIZERS, *GROUPS, *cases_of("params", ARRAYS)],
     ),
+    "average": (
+        {"optimizer": ADAMW, "params": W, "state": stepd.State.from_entries("", 0, ())},
+        [
+            *OPTIMIZERS,
+            *(case for case in GROUPS if "groups" in case[0]),
+            *cases_of("params", ARRAYS),
+        ],
+    ),
     "norms": (
         {"grads": W},
         [

@@ -176,6 +176,21 @@ def test_a_step_with_reduce_is_a_step_with_the_gradients(client: Any) -> None:
     assert none.state.to_bytes() == found.state.to_bytes()
 
 
+def test_average_of_schedule_free_parameters(client: Any) -> None:
+    free = {"name": "schedule_free_sgd"}
+    params = {"w": np.array([1, 2], "f4"), "b": np.array([3], "f4")}
+    ones = {name: np.ones_like(value) for name, value in params.items()}
+    first = client.step(free, params, ones)
+    twos = {name: 2 * value for name, value in ones.items()}
+    second = client.step(free, first.params, twos, first.state)
+    averages = client.average(free, second.params, second.state)
+    # z is 1 lower after the first step, and 3 lower after the second.
+    for name, value in params.items():
+        np.testing.assert_allclose(averages[name], value - 2, atol=1e-6)
+    with pytest.raises(stepd.InvalidParams, match="averages parameters"):
+        client.average({"name": "sgd"}, second.params, second.state)
+
+
 def test_distances_are_those_of_numpy(client: Any, server: Server) -> None:
     updates = [arrays for arrays, _ in UPDATES]
     found = client.distances(updates)

@@ -63,6 +63,10 @@ export interface NormsInput extends Pick<StepInput, "grads" | "loss_scale" | "sl
   readonly params?: Tensors | undefined;
 }
 
+export interface AverageInput extends Pick<StepInput, "optimizer" | "groups" | "params"> {
+  readonly state: State;
+}
+
 export interface ConvertInput extends Omit<ConvertParams, "state"> {
   /** A state, or a safetensors file in the convention `from`. */
   readonly state: State | Uint8Array;
@@ -174,6 +178,21 @@ export class Client {
     const file = fileParts(params);
     const read = (reply: unknown): State => new State(bytesIn("state", (reply as { state: unknown }).state));
     return this.#withBlobs([file], null, (blobs) => this.#transport.call("/v1/init", { ...settings, params: blobs.put(file) }, read, options, blobs.lost));
+  }
+
+  /** Returns the averaged parameters, with which a model is evaluated. Training goes on with the parameters of the step. */
+  async average(input: AverageInput, options?: CallOptions): Promise<Record<string, Tensor>> {
+    requireObject("average", input, "an object with optimizer, params and state");
+    const { params, state, ...settings } = input;
+    requireSettings(settings);
+    requireTensors("params", params);
+    requireState(state);
+    const file = fileParts(params);
+    return this.#withBlobs([file], state, (blobs) => {
+      const body = { ...settings, params: blobs.put(file), state: blobs.putState(state) };
+      const read = (reply: unknown): Record<string, Tensor> => toTensorsLike(params, file, bytesIn("params", (reply as { params: unknown }).params));
+      return this.#transport.call("/v1/average", body, read, options, blobs.lost);
+    });
   }
 
   /** Returns the sums of squares of each tensor, for exact clipping over several calls. */

@@ -1,5 +1,6 @@
 /** Client of stepd for Node and browsers. */
 export {
+  type AverageInput,
   type CachedStepInput,
   Client,
   type Conversion,

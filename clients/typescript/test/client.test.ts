@@ -85,6 +85,16 @@ suite("Client", () => {
     const state = await client.init({ optimizer, params: params() });
     assert.equal(state.steps["scale"], 0);
     assert.equal((await client.inspect(state)).optimizer, "adamw");
+    const free = { name: "schedule_free_sgd" } as const;
+    const w = (...data: number[]) => ({ w: { shape: [data.length], data: Float32Array.from(data) } });
+    const first = await client.step({ optimizer: free, params: w(1, 2), grads: w(1, 1) });
+    const second = await client.step({ optimizer: free, params: first.params, grads: w(2, 2), state: first.state });
+    // The averages of z, which is [0, 1] after the first step and [-2, -1] after the second.
+    const averages = await client.average({ optimizer: free, params: second.params, state: second.state });
+    assert.deepEqual(
+      [...(averages["w"]?.data ?? [])].map((value) => Math.round(value * 1e5) / 1e5 + 0),
+      [-1, 0],
+    );
     assert.ok(Number((await client.norms({ grads: grads(0) })).grad_norm) > 0);
     assert.equal((await client.plan({ optimizer, tensors: { w: { shape: [10] } } })).parameters, 10);
     assert.ok((await client.optimizers()).some(({ name }) => name === "lamb"));

@@ -233,6 +233,19 @@ class AsyncClient:
             timeout,
         )
 
+    async def average(
+        self,
+        optimizer: Optimizer,
+        params: Arrays,
+        state: State,
+        *,
+        groups: Groups | None = None,
+        timeout: float | Timeout | None = None,
+    ) -> dict[str, Any]:
+        """Return the averaged parameters, as :meth:`Client.average` does."""
+        call = calls.average(optimizer, params, state, groups, self._shared)
+        return await self._run(call, timeout)
+
     async def norms(
         self,
         grads: Arrays,

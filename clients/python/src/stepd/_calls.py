@@ -467,6 +467,32 @@ def init(
     )
 
 
+def average(
+    optimizer: Optimizer,
+    params: Arrays,
+    state: State,
+    groups: Groups | None,
+    shared: SharedFolder | None = None,
+) -> Call[dict[str, Any]]:
+    require_optimizer(optimizer)
+    require_options({"groups": groups})
+    require_arrays("params", params)
+    require_state(state)
+    names = list(params)
+    fields = {
+        "optimizer": optimizer,
+        "groups": groups,
+        "params": _blob("params", params),
+        "state": Blob(state.parts()),
+    }
+    return _post(
+        "/v1/average",
+        fields,
+        lambda reply: arrays_of(reply["params"], names),
+        shared,
+    )
+
+
 def norms(
     grads: Arrays,
     params: Arrays | None,

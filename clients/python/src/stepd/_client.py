@@ -170,6 +170,23 @@ class Client:
         )
         return self._run(call, timeout)
 
+    def average(
+        self,
+        optimizer: Optimizer,
+        params: Arrays,
+        state: State,
+        *,
+        groups: Groups | None = None,
+        timeout: float | Timeout | None = None,
+    ) -> dict[str, Any]:
+        """Return the averaged parameters, with which a model is evaluated.
+
+        Training goes on with ``params``. ``optimizer`` is one that averages them, such
+        as ``schedule_free_adamw``.
+        """
+        call = calls.average(optimizer, params, state, groups, self._shared)
+        return self._run(call, timeout)
+
     def norms(
         self,
         grads: Arrays,

@@ -28,7 +28,7 @@ from ._calls import (
     require_step,
     without_state,
 )
-from ._checks import require_arrays, require_count, require_texts
+from ._checks import require_arrays, require_count, require_state, require_texts
 from ._client import Client
 from ._error_table import BlobMissing, NonFiniteGradient
 from ._errors import StepdError
@@ -324,6 +324,30 @@ class ShardedClient:
             )
 
         return State.join(self._each(self._pack(params, {}, None), call, span))
+
+    def average(
+        self,
+        optimizer: Optimizer,
+        params: Arrays,
+        state: State,
+        *,
+        groups: Groups | None = None,
+        timeout: float | Timeout | None = None,
+    ) -> dict[str, Any]:
+        """Return the averaged parameters, as :meth:`Client.average` does."""
+        span = self._span(timeout)
+        require_arrays("params", params)
+        require_state(state)
+
+        def call(shard: _Shard) -> Callable[[Client], dict[str, Any]]:
+            own, own_state = _only(params, shard.names), state.pick(shard.names)
+            return lambda client: client.average(
+                optimizer, own, own_state, groups=groups, timeout=span.remaining()
+            )
+
+        parts = self._each(self._pack(params, {}, state), call, span)
+        averages = {name: array for part in parts for name, array in part.items()}
+        return _only(averages, list(params))
 
     def norms(
         self,

@@ -22,6 +22,8 @@ __all__ = [
     "qhm",
     "radam",
     "rmsprop",
+    "schedule_free_adamw",
+    "schedule_free_sgd",
     "sgd",
 ]
 
@@ -615,6 +617,92 @@ def rmsprop(
         "centered": centered,
         "maximize": maximize,
         "state_dtype": state_dtype,
+    }
+
+
+def schedule_free_adamw(
+    *,
+    lr: float = 0.0025,
+    betas: Sequence[float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0,
+    warmup_steps: float = 0,
+    r: float = 0,
+    weight_lr_power: float = 2,
+    maximize: bool = False,
+    state_dtype: Literal["F32", "BF16", "Q8"] = "F32",
+) -> dict[str, Any]:
+    """Schedule-free AdamW.
+
+    v = lerp(v, g^2, 1-beta2); u = g/(sqrt(v/(1-beta2^t)) + eps) + weight_decay*p; c =
+    w_t/(w_1 + ... + w_t), w_t = t^r * lr_max^weight_lr_power; p += c*(z - p) - lr*(1 -
+    beta1*(1-c))*u; z -= lr*u (first step: z = p before it); average: p + (1 -
+    1/beta1)*(z - p).
+
+    lr: Learning rate; with a schedule, its base rate.
+    betas: Weight of the average x in the parameters, more than 0, and decay rate of
+        exp_avg_sq.
+    eps: Added to the root of the second moment, after the bias correction.
+    weight_decay: Weight decay: weight_decay times the parameter is added to the
+        scaled gradient.
+    warmup_steps: Number of steps in which the learning rate grows linearly from 0.
+    r: Power of the step number in the weight of each step in the average.
+    weight_lr_power: Power of the largest learning rate so far in the weight of each
+        step in the average.
+    maximize: Go up the gradient instead of down.
+    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8,
+        with 8 bits per element and one scale per 64 elements. Under Q8, tensors below
+        4,096 elements keep their moments in F32. Parameters in F64 allow only F32.
+    """
+    return {
+        "name": "schedule_free_adamw",
+        "lr": lr,
+        "betas": betas,
+        "eps": eps,
+        "weight_decay": weight_decay,
+        "warmup_steps": warmup_steps,
+        "r": r,
+        "weight_lr_power": weight_lr_power,
+        "maximize": maximize,
+        "state_dtype": state_dtype,
+    }
+
+
+def schedule_free_sgd(
+    *,
+    lr: float = 1,
+    momentum: float = 0.9,
+    weight_decay: float = 0,
+    warmup_steps: float = 0,
+    r: float = 0,
+    weight_lr_power: float = 2,
+    maximize: bool = False,
+) -> dict[str, Any]:
+    """Schedule-free SGD.
+
+    g += weight_decay*p; c = w_t/(w_1 + ... + w_t), w_t = t^r * lr_max^weight_lr_power;
+    p += c*(z - p) - lr*(1 - momentum*(1-c))*g; z -= lr*g (first step: z = p before it);
+    average: p + (1 - 1/momentum)*(z - p).
+
+    lr: Learning rate; with a schedule, its base rate.
+    momentum: Weight of the average x in the parameters; more than 0.
+    weight_decay: Weight decay (L2): weight_decay times the parameter is added to
+        the gradient.
+    warmup_steps: Number of steps in which the learning rate grows linearly from 0.
+    r: Power of the step number in the weight of each step in the average.
+    weight_lr_power: Power of the largest learning rate so far in the weight of each
+        step in the average.
+    maximize: Go up the gradient instead of down.
+    """
+    return {
+        "name": "schedule_free_sgd",
+        "lr": lr,
+        "momentum": momentum,
+        "weight_decay": weight_decay,
+        "warmup_steps": warmup_steps,
+        "r": r,
+        "weight_lr_power": weight_lr_power,
+        "maximize": maximize,
     }
 
 

@@ -34,9 +34,14 @@ export const durationText = (seconds: number): string => {
   return `${numberText(seconds * 1e6)} µs`;
 };
 
+/** Longer names are shortened in their middle, because both ends distinguish parameters. */
+const MAX_NAME = 80;
+
+const shortName = (name: string): string => (name.length <= MAX_NAME ? name : `${name.slice(0, MAX_NAME / 2)}…${name.slice(-MAX_NAME / 2)}`);
+
 /** Joins names for a sentence: "a, b and c". After `most` names it gives only the number of the others. */
 export const listText = (names: readonly string[], most = 3): string => {
-  const shown = names.slice(0, most).map((name) => `“${name}”`);
+  const shown = names.slice(0, most).map((name) => `“${shortName(name)}”`);
   const rest = names.length - shown.length;
   if (rest > 0) return `${shown.join(", ")} and ${countText(rest)} more`;
   return shown.length > 1 ? `${shown.slice(0, -1).join(", ")} and ${shown.at(-1)}` : (shown[0] ?? "none");

@@ -12,6 +12,7 @@ import {
   type Tensor,
   tensorsByParameter,
 } from "./checkpoint.ts";
+import { rangeOf } from "./examine.ts";
 import { valuesOf } from "./values.ts";
 
 const finding = (level: Level, code: string, sentence: string): Finding => ({ code, level, sentence });
@@ -231,9 +232,11 @@ const compareValues = (
   let [different, largest, magnitude, nonZero] = [0, 0, 0, 0];
   for (let at = 0; at < x.length; at++) {
     const [first, second] = [x[at] as number, y[at] as number];
-    if (!Object.is(first, second)) {
+    // NaN equals NaN here, and 0 equals -0, since a step gives the same parameters from either.
+    if (first !== second && !(Number.isNaN(first) && Number.isNaN(second))) {
       different++;
-      largest = Math.max(largest, Math.abs(first - second));
+      const distance = Math.abs(first - second);
+      if (!(distance <= largest)) largest = Number.isNaN(distance) ? Number.POSITIVE_INFINITY : distance;
     }
     magnitude = Math.max(magnitude, Math.abs(first));
     if (second !== 0) nonZero++;
@@ -292,7 +295,8 @@ const describeSlot = (slot: string, difference: SlotDifference, a: Checkpoint, b
       ];
   }
   const values = [...ratios.values()];
-  if (hasRatio && Math.max(...values) - Math.min(...values) <= RATIO_TOLERANCE * Math.max(...values))
+  const [least, most] = rangeOf(values);
+  if (hasRatio && most - least <= RATIO_TOLERANCE * most)
     return [
       ...found,
       finding(
@@ -306,7 +310,7 @@ const describeSlot = (slot: string, difference: SlotDifference, a: Checkpoint, b
       finding(
         "warning",
         "other-values",
-        `${what} differs in ${countText(different)} of ${pluralize(elements, "value")}, by up to ${numberText(largest)}, in ${listText(parameters)}.`,
+        `${what} differs in ${countText(different)} of ${pluralize(elements, "value")}, ${Number.isFinite(largest) ? `by up to ${numberText(largest)}` : "some of which are NaN or infinite in one file only"}, in ${listText(parameters)}.`,
       ),
     );
   return found;

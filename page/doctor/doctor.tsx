@@ -1,5 +1,5 @@
 /** The state doctor: a panel that shows a checkpoint's contents and faults, and its differences from another checkpoint. */
-import { useEffect, useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import { bytesText, countText, numberText, pluralize } from "../common/format.ts";
 import { describeOptimizers } from "../common/optimizers.ts";
 import { Card, Failure, messageOf, Scroll, useLoaded } from "../common/panel.tsx";
@@ -158,11 +158,10 @@ const examineFile = async (file: File, definitions: Definitions, show: (part: nu
   return { file, checkpoint, examination, findings: [...findings, ...examination.findings] };
 };
 
-const Drop = ({ name, hint, onFile }: { readonly name: string; readonly hint: string; readonly onFile: (file: File) => void }) => {
+const Drop = ({ name, hint, onFiles }: { readonly name: string; readonly hint: string; readonly onFiles: (files: readonly File[]) => void }) => {
   const [isOver, setOver] = useState(false);
   const take = (files: FileList | null | undefined): void => {
-    const [file] = files ?? [];
-    if (file) onFile(file);
+    if (files && files.length > 0) onFiles([...files]);
   };
   const onDrop = (event: DragEvent): void => {
     event.preventDefault();
@@ -178,7 +177,14 @@ const Drop = ({ name, hint, onFile }: { readonly name: string; readonly hint: st
     <div class={isOver ? "drop over" : "drop"} onDrop={onDrop} onDragOver={onDragOver} onDragLeave={() => setOver(false)}>
       <label>
         <strong>{name}</strong>
-        <input type="file" onChange={(event) => take(event.currentTarget.files)} />
+        {/* Without its old value, the field also reports a file that is chosen again, such as one that was mended. */}
+        <input
+          type="file"
+          onClick={(event) => {
+            event.currentTarget.value = "";
+          }}
+          onChange={(event) => take(event.currentTarget.files)}
+        />
       </label>
       <span class="hint">{hint}</span>
     </div>
@@ -215,22 +221,46 @@ export const Doctor = () => {
   const [differences, setDifferences] = useState<readonly Finding[]>();
   const { A, B } = patients;
 
-  const onFile = (side: "A" | "B") => async (file: File) => {
+  const turns = useRef({ A: 0, B: 0 });
+  const onFile = async (side: "A" | "B", file: File): Promise<void> => {
+    const turn = ++turns.current[side];
+    const isCurrent = (): boolean => turn === turns.current[side];
     setError(undefined);
     setDifferences(undefined);
     setPatients((before) => ({ ...before, [side]: undefined }));
-    const show = (part: number): void => setWork({ name: `Reading ${file.name}`, part });
+    const show = (part: number): void => {
+      if (isCurrent()) setWork({ name: `Reading ${file.name}`, part });
+    };
     show(0);
     try {
       // If the server does not reply, the file is examined without the server's definitions, with fewer findings.
       const patient = await examineFile(file, await loadDefinitions().catch(() => NO_DEFINITIONS), show);
-      setPatients((before) => ({ ...before, [side]: patient }));
+      // By now the visitor may have chosen another file.
+      if (isCurrent()) setPatients((before) => ({ ...before, [side]: patient }));
     } catch (error) {
-      setError(`${file.name} was not read: ${messageOf(error)}`);
+      if (isCurrent()) setError(`${file.name} was not read: ${messageOf(error)}`);
     } finally {
-      setWork(undefined);
+      if (isCurrent()) setWork(undefined);
     }
   };
+  /** The second of two files is for the other side. */
+  const onFiles =
+    (side: "A" | "B") =>
+    ([first, second]: readonly File[]): void => {
+      if (first) void onFile(side, first);
+      if (second) void onFile(side === "A" ? "B" : "A", second);
+    };
+
+  // A browser opens a file that is dropped beside the fields in place of the page.
+  useEffect(() => {
+    const ignore = (event: DragEvent): void => event.preventDefault();
+    addEventListener("dragover", ignore);
+    addEventListener("drop", ignore);
+    return () => {
+      removeEventListener("dragover", ignore);
+      removeEventListener("drop", ignore);
+    };
+  }, []);
 
   useEffect(() => {
     if (!A?.checkpoint || !B?.checkpoint) return;
@@ -256,15 +286,18 @@ export const Doctor = () => {
         torch.save (.pt, .pth, .bin), without running what is in them. The files stay in this browser.
       </p>
       <div class="grid">
-        <Drop name="A: a checkpoint" hint="Choose a file, or drop it here." onFile={onFile("A")} />
-        <Drop name="B: another one, to compare" hint="For instance the state after the resume." onFile={onFile("B")} />
+        <Drop name="A: a checkpoint" hint="Choose a file, or drop it here. A second one goes to B." onFiles={onFiles("A")} />
+        <Drop name="B: another one, to compare" hint="For instance the state after the resume." onFiles={onFiles("B")} />
       </div>
       <Failure error={error ?? definitions.error} />
-      {work && (
-        <p role="status">
-          {work.name} … <progress value={work.part} aria-label={work.name} />
-        </p>
-      )}
+      <p role="status">
+        {work && (
+          <>
+            {work.name} … <progress value={work.part} aria-label={work.name} />
+          </>
+        )}
+        {!work && [A, B].flatMap((patient) => patient ?? []).map(({ file, findings }) => `${file.name}: ${pluralize(findings.length, "finding")}. `)}
+      </p>
       {differences && (
         <Card title="Why a resume from B would differ from A">
           <Findings findings={differences} good="It would not: the files agree." />

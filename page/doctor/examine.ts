@@ -18,6 +18,13 @@ const SHAPED = /^(exp_avg|exp_avg_sq|max_exp_avg_sq|momentum_buffer|square_avg|g
 
 const finding = (level: Level, code: string, sentence: string): Finding => ({ code, level, sentence });
 
+/** Returns the least and the largest number. A call with all of them as arguments would fail for a file of many parameters. */
+export const rangeOf = (values: readonly number[]): readonly [least: number, most: number] =>
+  values.reduce<readonly [number, number]>(
+    ([least, most], value) => [Math.min(least, value), Math.max(most, value)],
+    [Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY],
+  );
+
 /** Names the tensors for which a condition holds. */
 const namesWhere = (statistics: ReadonlyMap<Tensor, Statistics>, isIt: (tensor: Tensor, values: Statistics) => boolean): readonly string[] =>
   [...statistics].filter(([tensor, values]) => isIt(tensor, values)).map(([{ slot, parameter }]) => (slot === "" ? parameter : `${slot} of ${parameter}`));
@@ -79,7 +86,7 @@ export const examineStructure = (checkpoint: Checkpoint, definitions: Definition
   const counts = [...steps.values()];
   const bad = [...steps].filter(([, step]) => !Number.isSafeInteger(step) || step < 0).map(([name]) => name);
   if (bad.length > 0) add("error", "bad-step", `The step of ${listText(bad)} is no whole number from 0 on.`);
-  const [least, most] = [Math.min(...counts), Math.max(...counts)];
+  const [least, most] = rangeOf(counts);
   if (counts.length > 1 && least !== most) {
     const behind = [...steps].filter(([, step]) => step < most).map(([name]) => name);
     add(

@@ -57,6 +57,11 @@ export const readFile = async (file: File): Promise<Reading> => {
     return await readTorch(file);
   } catch (error) {
     if (error instanceof Unreadable) return { checkpoint: undefined, findings: [{ code: error.code, level: "error", sentence: error.message }] };
+    if (error instanceof DOMException)
+      return {
+        checkpoint: undefined,
+        findings: [{ code: "not-read", level: "error", sentence: "The browser cannot read it: it is a folder, or was moved or changed after it was chosen." }],
+      };
     throw error;
   }
 };

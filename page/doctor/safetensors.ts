@@ -30,6 +30,9 @@ const duplicateKeys = (text: string): readonly string[] => {
   return [...twice].map((key) => JSON.parse(key) as string);
 };
 
+const isMetadata = (value: unknown): value is Readonly<Record<string, string>> =>
+  typeof value === "object" && value !== null && Object.values(value).every((text) => typeof text === "string");
+
 const isSize = (value: unknown): value is number => Number.isSafeInteger(value) && (value as number) >= 0;
 
 const parseEntry = (key: string, value: unknown): Entry => {
@@ -113,7 +116,8 @@ export const readSafetensors = async (file: File): Promise<Checkpoint> => {
   if (typeof header !== "object" || header === null || Array.isArray(header)) throw new Unreadable("bad-header", "The file's header is no JSON object.");
   const twice = duplicateKeys(text);
   if (twice.length > 0) throw new Unreadable("duplicate-key", `The header has ${listText(twice)} more than once; readers disagree which one counts.`);
-  const { __metadata__: metadata = {}, ...rest } = header as Record<string, unknown> & { __metadata__?: Record<string, string> };
+  const { __metadata__: metadata = {}, ...rest } = header as Record<string, unknown>;
+  if (!isMetadata(metadata)) throw new Unreadable("bad-header", "The header's __metadata__ is no object of texts.");
   const entries = Object.entries(rest).map(([key, value]) => parseEntry(key, value));
   const start = LENGTH_BYTES + length;
   requireLayout(entries, file.size - start);

@@ -15,6 +15,9 @@ configure({ useWebWorkers: false });
 /** Longer pickles are rejected. A pickle contains names and shapes, not tensors, so it is small. */
 const MAX_PICKLE = 2 ** 28;
 
+/** A tensor may repeat the elements of its storage (torch's expand), but only to this many bytes. */
+const MAX_EXPANDED = 2 ** 26;
+
 const STORAGES: Readonly<Record<string, DType>> = {
   FloatStorage: "F32",
   DoubleStorage: "F64",
@@ -82,7 +85,8 @@ const nameResolver = ({ unknown, dangerous }: Names) => ({
         return () => new Map();
       case "torch._utils._rebuild_tensor":
       case "torch._utils._rebuild_tensor_v2":
-        return (storage: Storage, offset: number, shape: number[], strides: number[]) => new PickledTensor(storage, offset, shape, strides);
+        return (storage: Storage | Inert, offset: number, shape: number[], strides: number[]) =>
+          isInert(storage) ? storage : new PickledTensor(storage, offset, shape, strides);
       case "torch._utils._rebuild_parameter":
         return (data: unknown) => data;
       case "torch.Size":
@@ -100,9 +104,11 @@ const nameResolver = ({ unknown, dangerous }: Names) => ({
 });
 
 /** Reads a persistent id of torch: ("storage", class, key, device, elements). */
-const storageOf = (pid: unknown): Storage => {
+const storageOf = (pid: unknown): Storage | Inert => {
   const [kind, type, key, , elements] = Array.isArray(pid) ? (pid as unknown[]) : [];
   const dtype = typeof type === "function" ? (type as { [dtypeMark]?: DType })[dtypeMark] : undefined;
+  // Storages of other dtypes, such as complex numbers, make inert tensors.
+  if (kind === "storage" && typeof type === "function" && dtype === undefined) return (type as () => Inert)();
   if (kind !== "storage" || dtype === undefined || typeof key !== "string" || !Number.isSafeInteger(elements))
     throw new Unreadable("bad-pickle", "The pickle refers to data of a kind that torch.save does not write.");
   return { dtype, key, elements: elements as number };
@@ -115,29 +121,31 @@ const isDictionary = (value: unknown): value is Dictionary => value instanceof M
 /** The search descends this many levels: trainers such as Lightning nest the optimizer's state in their own dictionaries. */
 const MAX_DEPTH = 4;
 
-/** Finds the first dictionary that has the keys state and param_groups. */
-const findOptimizer = (value: unknown, depth = 0): Dictionary | undefined => {
-  if (isDictionary(value) && isDictionary(value.get("state")) && Array.isArray(value.get("param_groups"))) return value;
-  if (depth >= MAX_DEPTH) return undefined;
-  const children = isDictionary(value) ? [...value.values()] : Array.isArray(value) ? value : [];
-  for (const child of children) {
-    const found = findOptimizer(child, depth + 1);
-    if (found) return found;
+/**
+ * Finds the dictionaries for which a condition holds, and does not search within them. Each object is visited once: a small pickle may
+ * refer to the same list millions of times.
+ */
+const findDictionaries = (root: unknown, isIt: (value: Dictionary) => boolean): readonly Dictionary[] => {
+  const [found, seen]: [Dictionary[], Set<unknown>] = [[], new Set()];
+  let level = [root];
+  for (let depth = 0; depth <= MAX_DEPTH && level.length > 0; depth++) {
+    const next = new Set<unknown>();
+    for (const value of level) {
+      seen.add(value);
+      if (isDictionary(value) && isIt(value)) found.push(value);
+      else for (const child of isDictionary(value) ? value.values() : Array.isArray(value) ? value : []) if (isContainer(child)) next.add(child);
+    }
+    level = [...next].filter((value) => !seen.has(value));
   }
-  return undefined;
+  return found;
 };
 
-/** Finds the first dictionary that contains tensors: the weights by name. */
-const findWeights = (value: unknown, depth = 0): Dictionary | undefined => {
-  if (!isDictionary(value)) return undefined;
-  if ([...value.values()].some((member) => member instanceof PickledTensor)) return value;
-  if (depth >= MAX_DEPTH) return undefined;
-  for (const child of value.values()) {
-    const found = findWeights(child, depth + 1);
-    if (found) return found;
-  }
-  return undefined;
-};
+const isContainer = (value: unknown): boolean => isDictionary(value) || Array.isArray(value);
+
+const isOptimizer = (value: Dictionary): boolean => isDictionary(value.get("state")) && Array.isArray(value.get("param_groups"));
+
+/** True for a dictionary that contains tensors: the weights by name. */
+const isWeights = (value: Dictionary): boolean => value.values().some((member) => member instanceof PickledTensor);
 
 const isFile = (entry: Entry): entry is FileEntry => !entry.directory;
 
@@ -145,12 +153,15 @@ const isFile = (entry: Entry): entry is FileEntry => !entry.directory;
 class Archive {
   readonly #entries = new Map<string, FileEntry>();
   readonly folder: string;
+  /** The size of the whole file. */
+  readonly #size: number;
   #last: { readonly key: string; readonly bytes: Uint8Array<ArrayBuffer> } | undefined;
 
-  constructor(entries: readonly Entry[]) {
+  constructor(entries: readonly Entry[], size: number) {
     const files = entries.filter(isFile);
     const pickle = files.find(({ filename }) => /(^|\/)data\.pkl$/.test(filename));
     if (!pickle) throw new Unreadable("no-pickle", "The zip archive has no data.pkl, so torch.save did not write it.");
+    this.#size = size;
     this.folder = pickle.filename.slice(0, -"data.pkl".length);
     for (const file of files) if (file.filename.startsWith(this.folder)) this.#entries.set(file.filename.slice(this.folder.length), file);
   }
@@ -163,9 +174,26 @@ class Archive {
     if (this.#last?.key === name) return this.#last.bytes;
     const entry = this.#entries.get(name);
     if (!entry) throw new Unreadable("missing-data", `The archive lacks “${name}”, to which a tensor refers.`);
-    const bytes = (await entry.getData(new Uint8ArrayWriter())) as Uint8Array<ArrayBuffer>;
+    const bytes = await this.#read(entry);
     this.#last = { key: name, bytes };
     return bytes;
+  }
+
+  /** Reads an entry. Refuses a compressed one, because a small file could become one that exceeds the memory. */
+  async #read(entry: FileEntry): Promise<Uint8Array<ArrayBuffer>> {
+    const { filename, compressionMethod, compressedSize, uncompressedSize } = entry;
+    if (compressionMethod !== 0)
+      throw new Unreadable(
+        "compressed-entry",
+        `The archive has “${filename}” compressed, as torch.save does not. Unpack the archive, and pack it with zip -0.`,
+      );
+    if (compressedSize !== uncompressedSize || compressedSize > this.#size)
+      throw new Unreadable("damaged-archive", `“${filename}” of the archive claims a size that it cannot have. Copy or download the file again.`);
+    try {
+      return (await entry.getData(new Uint8ArrayWriter())) as Uint8Array<ArrayBuffer>;
+    } catch (error) {
+      throw new Unreadable("damaged-archive", `“${filename}” of the archive cannot be read: ${(error as Error).message}. Copy or download the file again.`);
+    }
   }
 }
 
@@ -205,6 +233,8 @@ const readTensor = async (archive: Archive, tensor: PickledTensor): Promise<Uint
   const last = count === 0 ? 0 : offset + shape.reduce((sum, length, axis) => sum + (length - 1) * (strides[axis] as number), 0) + 1;
   if (last * size > bytes.length)
     throw new Unreadable("missing-data", `A tensor of shape [${shape}] needs ${last * size} bytes of “data/${storage.key}”, which has ${bytes.length}.`);
+  if (count * size > Math.max(bytes.length, MAX_EXPANDED))
+    throw new Unreadable("bad-pickle", `A tensor of shape [${shape}] repeats the ${bytes.length} bytes of “data/${storage.key}” to ${count * size} bytes.`);
   return isContiguous(tensor) ? bytes.subarray(offset * size, (offset + count) * size) : gather(bytes, tensor, size);
 };
 
@@ -269,7 +299,7 @@ const reportNames = ({ unknown, dangerous }: Names): readonly Finding[] => [
 export const readTorch = async (file: File): Promise<{ readonly checkpoint: Checkpoint; readonly findings: readonly Finding[] }> => {
   let archive: Archive;
   try {
-    archive = new Archive(await new ZipReader(new BlobReader(file)).getEntries());
+    archive = new Archive(await new ZipReader(new BlobReader(file)).getEntries(), file.size);
   } catch (error) {
     if (error instanceof Unreadable) throw error;
     throw new Unreadable("truncated", "The file begins as a zip archive of torch.save, but its end is missing or damaged. Copy or download it again.");
@@ -292,8 +322,8 @@ export const readTorch = async (file: File): Promise<{ readonly checkpoint: Chec
     const [danger] = reportNames({ ...names, unknown: new Set() });
     throw new Unreadable(danger?.code ?? "bad-pickle", danger?.sentence ?? `The archive's pickle cannot be read: ${(error as Error).message}`);
   }
-  const findings = reportNames(names);
-  const optimizer = findOptimizer(root);
+  const findings = [...reportNames(names)];
+  const [optimizer, ...others] = findDictionaries(root, isOptimizer);
   const common = { file: file.name, size: file.size, container: "torch.save", metadata: {} } as const;
   const tensorOf = (slot: string, parameter: string, tensor: PickledTensor): Tensor => ({
     slot,
@@ -303,7 +333,9 @@ export const readTorch = async (file: File): Promise<{ readonly checkpoint: Chec
     read: () => readTensor(archive, tensor),
   });
   if (!optimizer) {
-    const weights = [...(findWeights(root) ?? new Map())].filter((entry): entry is [unknown, PickledTensor] => entry[1] instanceof PickledTensor);
+    const weights = [...(findDictionaries(root, isWeights)[0] ?? new Map())].filter(
+      (entry): entry is [unknown, PickledTensor] => entry[1] instanceof PickledTensor,
+    );
     const [danger] = findings;
     if (weights.length === 0 && danger?.code === "runs-code") throw new Unreadable(danger.code, danger.sentence);
     if (weights.length === 0 && isInert(root))
@@ -317,7 +349,26 @@ export const readTorch = async (file: File): Promise<{ readonly checkpoint: Chec
     return { checkpoint: { ...common, format: "weights", optimizer: undefined, isOptimizerNamed: false, tensors, steps: new Map(), groups: [] }, findings };
   }
   const rawGroups = optimizer.get("param_groups") as readonly unknown[];
-  const [groups, known] = [groupsOf(rawGroups), namesOf(rawGroups)];
+  const known = namesOf(rawGroups);
+  // A learning rate may be a tensor, as with capturable=True.
+  const plain = async (value: unknown): Promise<unknown> => {
+    if (typeof value === "bigint") return Number(value);
+    if (!(value instanceof PickledTensor) || elementsIn(value.shape) !== 1) return value;
+    return decodeNumbers(await readTensor(archive, value), value.storage.dtype)[0];
+  };
+  const groups: Group[] = [];
+  for (const { parameters, values } of groupsOf(rawGroups)) {
+    const entries: [string, unknown][] = [];
+    for (const [name, value] of Object.entries(values)) entries.push([name, await plain(value)]);
+    groups.push({ parameters, values: Object.fromEntries(entries) });
+  }
+  if (others.length > 0)
+    findings.push({
+      code: "other-optimizers",
+      level: "note",
+      sentence: `The file has the states of ${others.length + 1} optimizers. This is the first of them.`,
+    });
+  const inert = new Map<string, string>();
   const steps = new Map<string, number>();
   const tensors: Tensor[] = [];
   for (const [key, slots] of optimizer.get("state") as Dictionary) {
@@ -330,9 +381,16 @@ export const readTorch = async (file: File): Promise<{ readonly checkpoint: Chec
           value instanceof PickledTensor ? (decodeNumbers(await readTensor(archive, value), value.storage.dtype)[0] ?? Number.NaN) : Number(value),
         );
       else if (value instanceof PickledTensor) tensors.push(tensorOf(String(slot), parameter, value));
+      else if (isInert(value)) inert.set(String(slot), value.inert);
       else if (typeof value === "number") tensors.push(scalarTensor(String(slot), parameter, value));
     }
   }
+  if (inert.size > 0)
+    findings.push({
+      code: "unread-slot",
+      level: "warning",
+      sentence: `The doctor cannot read the slot ${listText([...inert.keys()])}, whose values are of ${listText([...new Set(inert.values())])}.`,
+    });
   const values = groups[0]?.values ?? {};
   const guess = OPTIMIZER_TESTS.find(([, isIt]) => isIt(values))?.[0] ?? guessOptimizer(tensors);
   const format = tensors.some(({ slot }) => slot === "beta1_weight") ? "qhoptim" : "torch";

@@ -27,6 +27,16 @@ interface Setting {
 
 const optimizerWithRate = (name: string): Values & { readonly name: string } => ({ name, lr: RATES[name] ?? USUAL_RATE });
 
+const propertiesOf = (description: DescribeResult | undefined): Readonly<Record<string, Property>> =>
+  (description?.hyperparameters as { properties?: Record<string, Property> } | undefined)?.properties ?? {};
+
+/** Chooses the rate of an optimizer that was added. Optimizers whose default is near 1 adapt the rate by themselves, so they keep it. */
+const optimizerOf = (description: DescribeResult): Values & { readonly name: string } => {
+  const { name } = description;
+  const initial = propertiesOf(description)["lr"]?.default;
+  return typeof initial !== "number" || (RATES[name] === undefined && initial > USUAL_RATE) ? { name } : optimizerWithRate(name);
+};
+
 const INITIAL: Setting = {
   surface: "quadratic",
   condition: 20,
@@ -126,9 +136,7 @@ const OptimizerEditor = ({
   readonly onRemove: () => void;
 }) => {
   const { name, ...own } = values;
-  const properties = ((description?.hyperparameters as { properties?: Record<string, Property> } | undefined)?.properties ?? {}) as Readonly<
-    Record<string, Property>
-  >;
+  const properties = propertiesOf(description);
   const pick = (isMain: boolean) => Object.fromEntries(Object.entries(properties).filter(([property]) => MAIN_HYPERPARAMETERS.has(property) === isMain));
   return (
     <fieldset>
@@ -235,7 +243,8 @@ export const Try = ({ setting: text }: PanelProps) => {
             onChange={(event) => {
               const name = event.currentTarget.value;
               event.currentTarget.value = "";
-              if (name !== "") change({ optimizers: [...setting.optimizers, optimizerWithRate(name)] });
+              const description = known.value?.find((optimizer) => optimizer.name === name);
+              if (description) change({ optimizers: [...setting.optimizers, optimizerOf(description)] });
             }}
           >
             <option value="">choose</option>
@@ -244,7 +253,7 @@ export const Try = ({ setting: text }: PanelProps) => {
             ))}
           </select>
         </label>
-        <button type="button" onClick={() => change({ optimizers: (known.value ?? []).slice(0, MAX_OPTIMIZERS).map(({ name }) => optimizerWithRate(name)) })}>
+        <button type="button" onClick={() => change({ optimizers: (known.value ?? []).slice(0, MAX_OPTIMIZERS).map(optimizerOf) })}>
           The first {MAX_OPTIMIZERS}
         </button>
       </div>

@@ -1,6 +1,7 @@
 /** Files for the page's doctor: a valid state, and files with one fault each. */
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
+import { Uint8ArrayReader, Uint8ArrayWriter, ZipWriter } from "@zip.js/zip.js";
 
 export interface Values {
   readonly dtype: "F32" | "I64";
@@ -97,6 +98,11 @@ export const brokenFiles = (): readonly Broken[] => {
       sentence: /“step\/layer\.bias” more than once/,
     },
     {
+      code: "bad-header",
+      file: stateFile(state(), "adamw", (entries) => Object.assign(entries, { __metadata__: { format: 1 } })),
+      sentence: /__metadata__ is no object of texts/,
+    },
+    {
       code: "wrong-byte-count",
       file: stateFile(state(), "adamw", (entries) => Object.assign(entries["exp_avg/layer.bias"] ?? {}, { shape: [4] })),
       sentence: /“exp_avg\/layer\.bias” of shape \[4\] and dtype F32 takes 16 bytes/,
@@ -152,3 +158,42 @@ export const brokenFiles = (): readonly Broken[] => {
     { code: "truncated", file: named("adamw.pt", torchBytes("adamw").subarray(0, 1500)), sentence: /its end is missing/ },
   ];
 };
+
+/** Returns a file as torch.save writes it, with this pickle and one storage of a single float. */
+export const torchArchive = async (pickle: Uint8Array, level = 0): Promise<File> => {
+  const zip = new ZipWriter(new Uint8ArrayWriter(), { level, extendedTimestamp: false });
+  await zip.add("archive/data.pkl", new Uint8ArrayReader(pickle));
+  await zip.add("archive/data/0", new Uint8ArrayReader(new Uint8Array(Float32Array.of(0.5).buffer)));
+  return named("archive.pt", await zip.close());
+};
+
+const text = (value: string): string => `X${String.fromCharCode(value.length)}\0\0\0${value}`;
+const whole = (value: number): string => `J${Buffer.from(Int32Array.of(value).buffer).toString("latin1")}`;
+const tuple = (...items: readonly string[]): string => `(${items.join("")}t`;
+const dictionary = (...items: readonly (readonly [key: string, value: string])[]): string => `}(${items.flat().join("")}u`;
+
+/** Writes a tensor of torch in the opcodes of a pickle. Its storage has one element. */
+export const pickledTensor = (shape: readonly number[], storage = "FloatStorage"): string => {
+  const id = tuple(text("storage"), `ctorch\n${storage}\n`, text("0"), text("cpu"), whole(1));
+  const [sizes, strides] = [tuple(...shape.map(whole)), tuple(...shape.map(() => whole(0)))];
+  return `ctorch._utils\n_rebuild_tensor_v2\n${tuple(`${id}Q`, whole(0), sizes, strides, "\x89", "ccollections\nOrderedDict\n)R")}R`;
+};
+
+export const pickleOf = (value: string): Buffer => Buffer.from(`\x80\x02${value}.`, "latin1");
+
+export const pickledWeights = (tensor: string): Buffer => pickleOf(dictionary([text("w"), tensor]));
+
+/** Writes the state of an optimizer for one parameter, "0", with this learning rate and first moment. */
+export const pickledState = (lr: string, moment: string): Buffer =>
+  pickleOf(
+    dictionary(
+      [text("state"), dictionary([whole(0), dictionary([text("step"), whole(3)], [text("exp_avg"), moment])])],
+      [text("param_groups"), `](${dictionary([text("lr"), lr], [text("params"), `](${whole(0)}e`])}e`],
+    ),
+  );
+
+/** Lists within lists: each contains the one below it 1,000 times, so the innermost is reached in 1000^6 ways. */
+export const pickledBomb = (): Buffer =>
+  pickleOf(
+    Array.from({ length: 6 }, (_, at) => `](${at === 0 ? "K\0" : `h${String.fromCharCode(at - 1)}`.repeat(1000)}eq${String.fromCharCode(at)}`).join("0"),
+  );

@@ -10,7 +10,7 @@ import { readFile } from "../../page/doctor/read.ts";
 import { addValues, decodeNumbers, newStatistics, powerOf } from "../../page/doctor/values.ts";
 import { registry } from "../../src/optimizers/registry.ts";
 import { TestService } from "../support/service.ts";
-import { brokenFiles, type State, state, stateFile, torchFile } from "./_files.ts";
+import { brokenFiles, pickledBomb, pickledState, pickledTensor, pickledWeights, type State, state, stateFile, torchArchive, torchFile } from "./_files.ts";
 
 const definitions = new Map<string, Definition>(
   [...registry.values()].map(({ name, family, allSlots }) => [
@@ -111,6 +111,46 @@ suite("the doctor names what is wrong with one file:", () => {
     const [danger, ...others] = await diagnose(torchFile("harmful"));
     assert.deepEqual([danger?.code, codes(others)], ["runs-code", []]);
     assert.match(danger?.sentence ?? "", /(posix|nt)\.system/);
+  });
+});
+
+suite("a file that would take the browser's memory or time is refused:", () => {
+  test("compressed entries", async () => {
+    const [found] = await diagnose(await torchArchive(pickledWeights(pickledTensor([1])), 9));
+    assert.equal(found?.code, "compressed-entry");
+  });
+
+  test("a tensor that repeats its one element to terabytes", async () => {
+    const findings = await diagnose(await torchArchive(pickledWeights(pickledTensor([2 ** 20, 2 ** 20]))));
+    assert.match(findings.find(({ code }) => code === "bad-pickle")?.sentence ?? "", /repeats the 4 bytes of “data\/0” to \d+ bytes/);
+  });
+
+  test("lists that contain each other a thousand times", async () => {
+    assert.deepEqual(codes(await diagnose(await torchArchive(pickledBomb()))), ["not-a-checkpoint"]);
+  });
+
+  test("entries of a wrong size", async () => {
+    const bytes = Buffer.from(await (await torchArchive(pickledWeights(pickledTensor([1])))).arrayBuffer());
+    // An entry of the central directory has its uncompressed size at byte 24.
+    bytes.writeUInt32LE(2 ** 20, bytes.indexOf("PK\x01\x02") + 24);
+    assert.deepEqual(codes(await diagnose(new File([bytes], "archive.pt"))), ["damaged-archive"]);
+  });
+});
+
+suite("the doctor reads", () => {
+  test("a learning rate that is a tensor", async () => {
+    const { groups } = await read(await torchArchive(pickledState(pickledTensor([]), pickledTensor([1]))));
+    assert.equal(groups[0]?.values["lr"], 0.5);
+  });
+
+  test("slots of a dtype that it does not know as such, and the rest of the file", async () => {
+    const findings = await diagnose(await torchArchive(pickledState(pickledTensor([]), pickledTensor([1], "ComplexFloatStorage"))));
+    assert.match(findings.find(({ code }) => code === "unread-slot")?.sentence ?? "", /“exp_avg”, whose values are of “torch\.ComplexFloatStorage”/);
+  });
+
+  test("a state of very many parameters", async () => {
+    const many: State = new Map(Array.from({ length: 150_000 }, (_, index) => [`step/${index}`, { dtype: "I64", shape: [], values: [1] }]));
+    assert.deepEqual(codes(await diagnose(stateFile(many))), []);
   });
 });
 

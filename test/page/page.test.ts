@@ -237,6 +237,11 @@ suite("page", () => {
     await page
       .getByRole("button", { name: /^POST .*schedule/ })
       .first()
+      .waitFor();
+    await takePicture("api");
+    await page
+      .getByRole("button", { name: /^POST .*schedule/ })
+      .first()
       .click();
     await page.getByRole("button", { name: "Try it out" }).click();
     await page.getByRole("button", { name: "Execute" }).click();

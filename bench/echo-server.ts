@@ -10,6 +10,7 @@ import { freeChunk } from "../src/http/body.ts";
 
 const arena = new Arena(Number(process.argv[2] ?? "640"), 0);
 const socket = process.argv[3] ?? "";
+const host = process.argv[4] || "127.0.0.1";
 
 /** The number of views in a reply. The reply to a step has three large views too. */
 const PIECES = 3;
@@ -44,7 +45,7 @@ const server = createServer({ requestTimeout: 0 }, app);
 server.keepAliveTimeout = 600_000;
 const announce = (): void => {
   const address = server.address();
-  console.log(`echo listens on ${typeof address === "object" && address ? `http://127.0.0.1:${address.port}` : `unix:${socket}`}`);
+  console.log(`echo listens on ${typeof address === "object" && address ? `http://${host}:${address.port}` : `unix:${socket}`}`);
 };
-if (socket === "") server.listen(0, "127.0.0.1", announce);
+if (socket === "") server.listen(0, host, announce);
 else server.listen(socket, announce);

@@ -5,7 +5,9 @@
  */
 import { parseArgs } from "node:util";
 import { formatTable, heading, Progress } from "../src/cli/terminal.ts";
+import { linkFault } from "./_network.ts";
 import { benchKernels, benchLamb } from "./kernels.ts";
+import { benchLink } from "./link.ts";
 import { benchMemory } from "./memory.ts";
 import { benchMoments } from "./moments.ts";
 import { writePage } from "./page.ts";
@@ -24,6 +26,8 @@ interface Part {
   readonly run: (setup: Setup) => Promise<Report>;
   /** "python" if the whole part needs the Python environment, "peers" if only the comparison with peers needs it. */
   readonly needs?: "python" | "peers";
+  /** Explains why this machine cannot run the part; undefined if it can. */
+  readonly fault?: () => string | undefined;
 }
 
 const PARTS: Readonly<Record<string, Part>> = {
@@ -37,6 +41,7 @@ const PARTS: Readonly<Record<string, Part>> = {
   "gradient-options": { run: benchGradientOptions },
   moments: { run: benchMoments },
   python: { run: benchPython, needs: "python" },
+  link: { run: benchLink, needs: "python", fault: linkFault },
   memory: { run: benchMemory, needs: "peers" },
 };
 
@@ -70,11 +75,16 @@ const measured: Record<string, Measured> = {};
 // Jobs on workers do not keep the process alive, so this timer does.
 const keepAlive = setInterval(() => {}, 1000);
 try {
-  for (const [name, { run, needs }] of Object.entries(PARTS)) {
+  for (const [name, { run, needs, fault }] of Object.entries(PARTS)) {
     if (positionals.length > 0 && !positionals.includes(name)) continue;
     if (python === undefined && needs !== undefined) {
       console.log(`${name}: ${needs === "python" ? "left out" : "without peers"}: ${HOW_TO_GET_PYTHON}\n`);
       if (needs === "python") continue;
+    }
+    const reason = fault?.();
+    if (reason !== undefined) {
+      console.log(`${name}: left out: ${reason}\n`);
+      continue;
     }
     const quiet = new Quiet();
     const report = await withProgress((bar) => run({ rounds, bar, quiet, python }));

@@ -18,7 +18,7 @@ export const findPython = (): string | undefined => {
 export const HOW_TO_GET_PYTHON = "no Python environment in bench/peers/.venv; `clients/python/environment bench/peers/requirements.txt` makes it";
 
 /** Functions that remove temporary files at exit, however this process ends. */
-const leftovers = new Set<() => void>();
+export const leftovers = new Set<() => void>();
 process.on("exit", () => {
   for (const remove of leftovers) remove();
 });
@@ -42,6 +42,12 @@ const end = async (child: ChildProcess): Promise<void> => {
   await once(child, "exit");
 };
 
+/** Where a server runs: the words before its command, and the address on which it listens. */
+export interface Place {
+  readonly prefix: readonly string[];
+  readonly address: string;
+}
+
 export class Server implements AsyncDisposable {
   readonly address: string;
   readonly #child: ChildProcess;
@@ -60,15 +66,22 @@ export class Server implements AsyncDisposable {
     throw new Error(`${args[0]} did not start`);
   }
 
-  /** Starts stepd on a free port or on the given socket. */
-  static stepd(env: Readonly<Record<string, string>>): Promise<Server> {
-    const settings = { STEPD_LOG_LEVEL: "warn", ...("STEPD_SOCKET" in env ? {} : { STEPD_PORT: "0" }), ...env };
-    return Server.#start(process.execPath, [join(import.meta.dirname, "../src/main.ts")], settings, "stderr");
+  /** Starts stepd on a free port or on the given socket, behind a link if given one. */
+  static stepd(env: Readonly<Record<string, string>>, place?: Place): Promise<Server> {
+    const host = place === undefined ? {} : { STEPD_HOST: place.address };
+    const settings = { STEPD_LOG_LEVEL: "warn", ...("STEPD_SOCKET" in env ? {} : { STEPD_PORT: "0" }), ...host, ...env };
+    return Server.#node("../src/main.ts", [], settings, "stderr", place);
   }
 
   /** Starts the echo server, which uses the same stack as stepd. */
-  static echo(arenaMib: string, socket = ""): Promise<Server> {
-    return Server.#start(process.execPath, [join(import.meta.dirname, "echo-server.ts"), arenaMib, socket], {});
+  static echo(arenaMib: string, socket = "", place?: Place): Promise<Server> {
+    return Server.#node("echo-server.ts", [arenaMib, socket, place?.address ?? ""], {}, "stdout", place);
+  }
+
+  static #node(script: string, args: readonly string[], env: Readonly<Record<string, string>>, read: Output, place: Place | undefined): Promise<Server> {
+    const [command = process.execPath, ...before] = place?.prefix ?? [];
+    const runtime = place === undefined ? [] : [process.execPath];
+    return Server.#start(command, [...before, ...runtime, join(import.meta.dirname, script), ...args], env, read);
   }
 
   /** Starts the FastAPI service with torch. */

@@ -1106,6 +1106,21 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": false,
             "description": "Use Nesterov's form of the first moment, as in optax"
           },
+          "bias_correction": {
+            "type": "string",
+            "enum": [
+              "moments",
+              "step_size",
+              "none"
+            ],
+            "default": "moments",
+            "description": "Correct the moments (paper), the step size alone, so that eps is added to the uncorrected root (Keras, and Flower's FedAdam), or nothing"
+          },
+          "caution": {
+            "type": "boolean",
+            "default": false,
+            "description": "Zero the elements of the update whose sign differs from the gradient's, and scale up the others (timm)"
+          },
           "state_dtype": {
             "type": "string",
             "enum": [
@@ -1262,6 +1277,21 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "type": "boolean",
             "default": false,
             "description": "Use Nesterov's form of the first moment, as in optax"
+          },
+          "bias_correction": {
+            "type": "string",
+            "enum": [
+              "moments",
+              "step_size",
+              "none"
+            ],
+            "default": "moments",
+            "description": "Correct the moments (paper), the step size alone, so that eps is added to the uncorrected root (Keras, and Flower's FedAdam), or nothing"
+          },
+          "caution": {
+            "type": "boolean",
+            "default": false,
+            "description": "Zero the elements of the update whose sign differs from the gradient's, and scale up the others (timm)"
           },
           "state_dtype": {
             "type": "string",
@@ -1938,7 +1968,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
       },
       {
         "title": "RMSprop",
-        "description": "g += weight_decay*p; s = lerp(s, g^2, 1-alpha); q = centered ? max(s - h^2, 0), h = lerp(h, g, 1-alpha) : s; u = g/(sqrt(q) + eps); p -= lr * (momentum ? buf = momentum*buf + u : u)",
+        "description": "g += weight_decay*p; s = lerp(s, g^2, 1-alpha); q = centered ? max(s - h^2, 0), h = lerp(h, g, 1-alpha) : s; u = g/(sqrt(q + eps_root) + eps); p -= lr * (momentum ? buf = momentum*buf + u : u)",
         "type": "object",
         "required": [
           "name"
@@ -1992,6 +2022,13 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "type": "boolean",
             "default": false,
             "description": "Go up the gradient instead of down"
+          },
+          "eps_root": {
+            "type": "number",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Added under the root, as in optax"
           },
           "state_dtype": {
             "type": "string",

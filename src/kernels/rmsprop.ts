@@ -1,4 +1,4 @@
-/** RMSprop, plain or centered, with or without momentum (src/optimizers/rmsprop.ts). The address of an unused gradAvg or buffer is 0. Scalars: l2, weight, lr, momentum, eps. */
+/** RMSprop, plain or centered, with or without momentum (src/optimizers/rmsprop.ts). The address of an unused gradAvg or buffer is 0. Scalars: l2, weight, lr, momentum, eps, epsRoot. */
 import {
   areLight,
   blend,
@@ -28,7 +28,7 @@ import {
   writeParam,
 } from "./_lanes";
 
-/** u = g / (sqrt(v) + eps), where v is square_avg, or square_avg - grad_avg^2 with Centered; param -= lr * u. With Buffers, u is buffer = momentum*buffer + u. */
+/** u = g / (sqrt(v + epsRoot) + eps), where v is square_avg, or square_avg - grad_avg^2 with Centered; param -= lr * u. With Buffers, u is buffer = momentum*buffer + u. */
 function step<T, W, K, D, Centered, Buffers>(param: usize, grad: usize, squareAvg: usize, gradAvg: usize, buffer: usize, count: usize, scalars: usize): bool {
   const l2 = decayLanes<T, D>(scalars),
     weight = scalar(scalars, 1),
@@ -36,6 +36,7 @@ function step<T, W, K, D, Centered, Buffers>(param: usize, grad: usize, squareAv
     lr = lanes<T>(scalars, 2),
     momentum = lanes<T>(scalars, 3),
     eps = lanes<T>(scalars, 4),
+    epsRoot = lanes<T>(scalars, 5),
     largest = largestFinite<T>(count);
   const stride = strideOf<W>(),
     end = param + walkedBytes<T, W>(count);
@@ -62,8 +63,8 @@ function step<T, W, K, D, Centered, Buffers>(param: usize, grad: usize, squareAv
       vNext = lerpSquareAny<T, K>(sNext, v128.mul<T>(gNext, gNext), weight, weights, largest);
       writePair<T, W>(squareAvg, v, vNext);
     }
-    let u = v128.div<T>(g, v128.add<T>(v128.sqrt<T>(v), eps)),
-      uNext = v128.div<T>(gNext, v128.add<T>(v128.sqrt<T>(vNext), eps));
+    let u = v128.div<T>(g, v128.add<T>(v128.sqrt<T>(v128.add<T>(v, epsRoot)), eps)),
+      uNext = v128.div<T>(gNext, v128.add<T>(v128.sqrt<T>(v128.add<T>(vNext, epsRoot)), eps));
     if (isOn<Buffers>()) {
       u = v128.add<T>(v128.mul<T>(momentum, read<T, W>(buffer)), u);
       uNext = v128.add<T>(v128.mul<T>(momentum, readNext<T, W>(buffer)), uNext);

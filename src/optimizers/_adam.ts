@@ -22,6 +22,19 @@ export const decayScale = choice(
   "Factor of weight_decay: lr (torch), the schedule's factor lr_t/lr (the AdamW paper's fully decoupled form; lr_t/max_lr with one_cycle and cyclic), or 1 (IPRally's QHAdamW)",
 );
 
+export const biasCorrection = choice(
+  ["moments", "step_size", "none"],
+  "moments",
+  "Correct the moments (paper), the step size alone, so that eps is added to the uncorrected root (Keras, and Flower's FedAdam), or nothing",
+);
+export const caution = flag("Zero the elements of the update whose sign differs from the gradient's, and scale up the others (timm)");
+
+/** `caution` divides by the fraction of elements whose signs agree, but at least by this constant, as in timm. */
+const MIN_AGREEMENT = 1e-3;
+
+/** Computes the divisor of the elements that `caution` keeps. Their count is the sum of the last stage. */
+export const agreement = ({ sums, elements }: StepContext): number => Math.max((sums.at(-1)?.[0] ?? 0) / elements, MIN_AGREEMENT);
+
 export const momentSlots = ["exp_avg", "exp_avg_sq"] as const;
 export const familySlots = [...momentSlots, "max_exp_avg_sq"] as const;
 
@@ -40,6 +53,12 @@ export const checkDecay = ({ weight_decay, weight_decay_scale, lr }: Parameters<
     ? { field: "lr", expected: 'more than 0 where weight_decay_scale is "schedule"', found: "0" }
     : undefined;
 
+/** Rejects Nesterov's form together with other bias corrections, because its two terms have different corrections. */
+export const checkNesterov = ({ nesterov, bias_correction }: { readonly nesterov: boolean; readonly bias_correction: BiasCorrection }) =>
+  nesterov && bias_correction !== "moments"
+    ? { field: "bias_correction", expected: '"moments" where nesterov is true', found: JSON.stringify(bias_correction) }
+    : undefined;
+
 /** Computes the fraction of the parameter that decoupled weight decay subtracts in a step. */
 export const decoupledDecay = (values: { weight_decay: number; weight_decay_scale: "lr" | "schedule" | "none"; lr: number }, context: StepContext): number => {
   if (values.weight_decay === 0) return 0;
@@ -47,6 +66,12 @@ export const decoupledDecay = (values: { weight_decay: number; weight_decay_scal
   if (values.weight_decay_scale === "none" || context.lr === values.lr) return values.weight_decay;
   return (context.lr / values.lr) * values.weight_decay;
 };
+
+type BiasCorrection = (typeof biasCorrection.enum)[number];
+
+/** Computes 1 - beta1^t and 1 - beta2^t, or ones without bias correction. */
+export const biasOf = (form: BiasCorrection, [beta1, beta2]: readonly [number, number], step: number): readonly [number, number] =>
+  form === "none" ? [1, 1] : [1 - repeatedSquaring(beta1, step), 1 - repeatedSquaring(beta2, step)];
 
 /** The factors of the general kernel. For plain Adam, `mean` is 1/c1, `square` is 1/c2, and the others are 0. */
 interface Blend {
@@ -63,6 +88,8 @@ interface AdamStage {
   readonly eps: number;
   readonly eps_root?: number;
   readonly amsgrad?: boolean;
+  readonly bias_correction?: BiasCorrection;
+  readonly caution?: boolean;
   /** The coupled weight decay, which is added to the gradient. */
   readonly l2?: number;
   /** The decoupled weight decay: the fraction of the parameter to subtract. */
@@ -71,33 +98,48 @@ interface AdamStage {
   readonly blend?: ((context: StepContext, c1: number, c2: number) => Blend) | undefined;
 }
 
-/** Builds the stage of an Adam-like step. Plain Adam with 1 - beta below 0.5 runs the `adam` kernel, all others the general `qhadam` kernel. */
-export const adamStage = ({ betas: [beta1, beta2], eps, eps_root = 0, amsgrad = false, l2 = 0, decay = () => 0, blend }: AdamStage): Stage => {
+/**
+ * Builds the stages of an Adam-like step. Plain Adam with 1 - beta below 0.5 runs the `adam` kernel, all others the general `qhadam`
+ * kernel. With `caution`, one pass writes the update over the gradient, and `lamb_apply` applies it.
+ */
+export const adamStages = (stage: AdamStage): readonly Stage[] => {
+  const { betas, eps, eps_root = 0, amsgrad = false, bias_correction = "moments", caution = false, l2 = 0, decay = () => 0, blend } = stage;
+  const [weight1, weight2] = [1 - betas[0], 1 - betas[1]];
   const operands = ["param", "grad", ...momentSlots, amsgrad ? "max_exp_avg_sq" : "absent"];
-  const isPlainAdam = !blend && eps_root === 0 && 1 - beta1 < 0.5 && 1 - beta2 < 0.5;
+  const isInMoments = bias_correction === "moments";
+  const isPlainAdam = !caution && !blend && eps_root === 0 && weight1 < 0.5 && weight2 < 0.5;
   if (isPlainAdam) {
-    return {
-      kernel: "adam",
-      operands,
-      sums: 0,
-      scalars: (context) => {
-        const c1 = 1 - repeatedSquaring(beta1, context.step);
-        const root2 = Math.sqrt(1 - repeatedSquaring(beta2, context.step));
-        return [l2, decay(context), 1 - beta1, 1 - beta2, (context.lr * root2) / c1, eps * root2];
+    return [
+      {
+        kernel: "adam",
+        operands,
+        sums: 0,
+        scalars: (context) => {
+          const [c1, c2] = biasOf(bias_correction, betas, context.step);
+          const root2 = Math.sqrt(c2);
+          return [l2, decay(context), weight1, weight2, (context.lr * root2) / c1, isInMoments ? eps * root2 : eps];
+        },
       },
-    };
+    ];
   }
-  return {
-    kernel: "qhadam",
-    operands,
-    sums: 0,
-    scalars: (context) => {
-      const c1 = 1 - repeatedSquaring(beta1, context.step);
-      const c2 = 1 - repeatedSquaring(beta2, context.step);
-      const { mean, grad, square, gradSquare } = blend?.(context, c1, c2) ?? { mean: 1 / c1, grad: 0, square: 1 / c2, gradSquare: 0 };
-      return [l2, decay(context), 1 - beta1, 1 - beta2, context.lr, mean, grad, square, gradSquare, eps_root, eps];
-    },
+  const stepSizeOf = ({ lr, step }: StepContext): number => {
+    if (isInMoments) return lr;
+    const [c1, c2] = biasOf(bias_correction, betas, step);
+    return (lr * Math.sqrt(c2)) / c1;
   };
+  const factorsOf = (context: StepContext): Blend => {
+    const [c1, c2] = isInMoments ? biasOf(bias_correction, betas, context.step) : [1, 1];
+    return blend?.(context, c1, c2) ?? { mean: 1 / c1, grad: 0, square: 1 / c2, gradSquare: 0 };
+  };
+  const scalars = (context: StepContext): readonly number[] => {
+    const { mean, grad, square, gradSquare } = factorsOf(context);
+    return [l2, decay(context), weight1, weight2, stepSizeOf(context), mean, grad, square, gradSquare, eps_root, eps];
+  };
+  if (!caution) return [{ kernel: "qhadam", operands, sums: 0, scalars }];
+  return [
+    { kernel: "qhadam_cautious", operands: [...operands, "sums"], sums: 1, scalars },
+    { kernel: "lamb_apply", operands: ["param", "grad"], sums: 0, scalars: (context) => [decay(context), stepSizeOf(context) / agreement(context)] },
+  ];
 };
 
 /** Computes the factors of Nesterov's numerator as in optax: beta1 * m / (1 - beta1^(t+1)) + (1 - beta1) * g / c1. */

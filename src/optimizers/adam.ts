@@ -1,4 +1,20 @@
-import { adamStage, amsgrad, eps, epsRoot, familySlots, familyState, lr, maximize, momentBetas, momentSlots, nesterov, nesterovBlend } from "./_adam.ts";
+import {
+  adamStages,
+  amsgrad,
+  biasCorrection,
+  caution,
+  checkNesterov,
+  eps,
+  epsRoot,
+  familySlots,
+  familyState,
+  lr,
+  maximize,
+  momentBetas,
+  momentSlots,
+  nesterov,
+  nesterovBlend,
+} from "./_adam.ts";
 import { defineOptimizer, rate, stateDtype } from "./_define.ts";
 
 /**
@@ -9,6 +25,9 @@ import { defineOptimizer, rate, stateDtype } from "./_define.ts";
  *   p <- p - lr * (m / (1-beta1^t)) / (sqrt(v / (1-beta2^t)) + eps)
  *
  * With amsgrad, the running maximum of the uncorrected v replaces v under the root. eps_root and nesterov follow optax.
+ *
+ *   bias_correction "step_size":  p <- p - lr * sqrt(1-beta2^t) / (1-beta1^t) * m / (sqrt(v) + eps)
+ *   bias_correction "none":       p <- p - lr * m / (sqrt(v) + eps)
  */
 export default defineOptimizer({
   name: "adam",
@@ -19,7 +38,9 @@ export default defineOptimizer({
   references: [
     "Kingma & Ba, 2015, https://arxiv.org/abs/1412.6980",
     "amsgrad: Reddi, Kale & Kumar, 2018, https://arxiv.org/abs/1904.09237",
-    "peers: torch.optim.Adam; optax.adam (eps_root, nesterov)",
+    "without bias correction: Reddi et al., 2021, https://arxiv.org/abs/2003.00295",
+    "caution: Liang et al., 2024, https://arxiv.org/abs/2411.16085",
+    "peers: torch.optim.Adam; optax.adam (eps_root, nesterov); keras.optimizers.Adam (bias_correction step_size, eps 1e-7); timm.optim.Lamb without trust ratio (bias_correction none)",
   ],
   hyperparameters: {
     lr,
@@ -30,15 +51,20 @@ export default defineOptimizer({
     maximize,
     eps_root: epsRoot,
     nesterov,
+    bias_correction: biasCorrection,
+    caution,
     state_dtype: stateDtype,
   },
   variants: {
     adam: { weight_decay: 0.01 },
+    "adam, corrected in the step size": { bias_correction: "step_size", eps: 1e-3 },
+    "adam with caution": { caution: true, weight_decay: 0.01, amsgrad: true },
     "adam with amsgrad": { amsgrad: true, maximize: true },
     "adam with small betas": { betas: [0.4, 0.3] },
     "adam, Nesterov": { nesterov: true, eps_root: 1e-8 },
   },
   slots: (values) => (values.amsgrad ? familySlots : momentSlots),
   ...familyState,
-  stages: ({ weight_decay, nesterov, ...values }) => [adamStage({ ...values, l2: weight_decay, blend: nesterov ? nesterovBlend(values.betas[0]) : undefined })],
+  check: checkNesterov,
+  stages: ({ weight_decay, nesterov, ...values }) => adamStages({ ...values, l2: weight_decay, blend: nesterov ? nesterovBlend(values.betas[0]) : undefined }),
 });

@@ -1,7 +1,10 @@
 import {
-  adamStage,
+  adamStages,
   amsgrad,
+  biasCorrection,
+  caution,
   checkDecay,
+  checkNesterov,
   decayScale,
   decoupledDecay,
   eps,
@@ -23,7 +26,7 @@ import { defineOptimizer, rate, stateDtype } from "./_define.ts";
  *   m <- beta1*m + (1-beta1)*g          v <- beta2*v + (1-beta2)*g^2
  *   p <- p - (lr*weight_decay*p + lr * (m / (1-beta1^t)) / (sqrt(v / (1-beta2^t)) + eps))
  *
- * lr multiplies the decay, as in torch. In the paper only the schedule's factor does (weight_decay_scale "schedule").
+ * bias_correction as in adam. lr multiplies the decay, as in torch. In the paper only the schedule's factor does (weight_decay_scale "schedule").
  */
 export default defineOptimizer({
   name: "adamw",
@@ -32,7 +35,11 @@ export default defineOptimizer({
   family: "adam",
   formula:
     "m = lerp(m, g, 1-beta1); v = lerp(v, g^2, 1-beta2); p -= scale*weight_decay*p + lr * m/(1-beta1^t) / (sqrt(v/(1-beta2^t)) + eps), scale = lr, lr_t/lr or 1 by weight_decay_scale",
-  references: ["Loshchilov & Hutter, 2019, https://arxiv.org/abs/1711.05101", "peers: torch.optim.AdamW; optax.adamw (eps_root, nesterov)"],
+  references: [
+    "Loshchilov & Hutter, 2019, https://arxiv.org/abs/1711.05101",
+    "caution: Liang et al., 2024, https://arxiv.org/abs/2411.16085",
+    "peers: torch.optim.AdamW; optax.adamw (eps_root, nesterov); keras.optimizers.AdamW (bias_correction step_size, eps 1e-7, weight_decay 0.004); timm.optim.AdamWLegacy (caution)",
+  ],
   hyperparameters: {
     lr,
     betas: momentBetas([0.9, 0.999]),
@@ -43,16 +50,19 @@ export default defineOptimizer({
     maximize,
     eps_root: epsRoot,
     nesterov,
+    bias_correction: biasCorrection,
+    caution,
     state_dtype: stateDtype,
   },
   variants: {
     adamw: {},
+    "adamw without bias correction": { bias_correction: "none", betas: [0.4, 0.3] },
+    "adamw with caution": { caution: true },
     "adamw, undecayed scale": { weight_decay_scale: "none", weight_decay: 0.001, amsgrad: true },
   },
   slots: (values) => (values.amsgrad ? familySlots : momentSlots),
   ...familyState,
-  check: checkDecay,
-  stages: ({ nesterov, ...values }) => [
-    adamStage({ ...values, decay: (context) => decoupledDecay(values, context), blend: nesterov ? nesterovBlend(values.betas[0]) : undefined }),
-  ],
+  check: (values) => checkDecay(values) ?? checkNesterov(values),
+  stages: ({ nesterov, ...values }) =>
+    adamStages({ ...values, decay: (context) => decoupledDecay(values, context), blend: nesterov ? nesterovBlend(values.betas[0]) : undefined }),
 });

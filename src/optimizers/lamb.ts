@@ -1,5 +1,5 @@
 import { repeatedSquaring } from "../math/power.ts";
-import { eps, epsRoot, familyState, lr, momentBetas, momentSlots } from "./_adam.ts";
+import { agreement, caution, eps, epsRoot, familyState, lr, momentBetas, momentSlots } from "./_adam.ts";
 import { choice, defineOptimizer, flag, optional, rate, type Stage, type StepContext, stateDtype } from "./_define.ts";
 
 /**
@@ -41,7 +41,7 @@ export default defineOptimizer({
     max_grad_norm: optional("Divide all gradients by max(1, norm/max_grad_norm), the norm over all tensors; null does not clip (timm: 1.0)"),
     grad_averaging: flag("Multiply the new gradient by 1-beta1 in exp_avg; false adds it unscaled", true),
     eps_root: epsRoot,
-    caution: flag("Zero the elements of the update whose sign differs from the gradient's, and scale up the others (timm)"),
+    caution,
     state_dtype: stateDtype,
   },
   variants: {
@@ -104,15 +104,12 @@ export default defineOptimizer({
         kernel: "lamb_decayed",
         operands: ["param", "grad", "sums"],
         sums: 2,
-        scalars: (context) => [decay(context), inUpdate, 1 / Math.max((context.sums.at(-1)?.[0] ?? 0) / context.elements, MIN_AGREEMENT)],
+        scalars: (context) => [decay(context), inUpdate, 1 / agreement(context)],
       },
       apply,
     ];
   },
 });
-
-/** `caution` divides by the fraction of elements whose signs agree, but at least by this constant, as in timm. */
-const MIN_AGREEMENT = 1e-3;
 
 interface TrustOptions {
   readonly weight_decay: number;

@@ -1,8 +1,5 @@
-import { maximize, momentBetas } from "./_adam.ts";
-import { defineOptimizer, flag, rate, stateDtype } from "./_define.ts";
-
-/** `caution` divides by the fraction of elements whose signs agree, but at least by this constant, as in timm. */
-const MIN_AGREEMENT = 1e-3;
+import { agreement, caution, maximize, momentBetas } from "./_adam.ts";
+import { defineOptimizer, rate, stateDtype } from "./_define.ts";
 
 /**
  * Lion: steps of size lr along the sign of a blend of momentum and gradient, with decoupled weight decay.
@@ -29,7 +26,7 @@ export default defineOptimizer({
     betas: momentBetas([0.9, 0.99]),
     weight_decay: rate(0, "Decoupled weight decay: lr times weight_decay times the parameter is subtracted from the parameter"),
     maximize,
-    caution: flag("Zero the elements of the update whose sign differs from the gradient's, and scale up the others (timm)"),
+    caution,
     state_dtype: stateDtype,
   },
   variants: {
@@ -51,7 +48,7 @@ export default defineOptimizer({
             kernel: "lamb_apply",
             operands: ["param", "grad"],
             sums: 0,
-            scalars: ({ lr, sums, elements }) => [lr * weight_decay, lr / Math.max((sums[0]?.[0] ?? 0) / elements, MIN_AGREEMENT)],
+            scalars: (context) => [context.lr * weight_decay, context.lr / agreement(context)],
           },
         ]
       : [{ kernel: "lion", operands: ["param", "grad", "exp_avg"], sums: 0, scalars: ({ lr }) => [lr * weight_decay, 1 - beta1, 1 - beta2, lr] }],

@@ -1,6 +1,6 @@
 import { repeatedSquaring } from "../math/power.ts";
 import { realPower } from "../math/real-power.ts";
-import { adamStage, eps, familyState, maximize, momentBetas, momentSlots } from "./_adam.ts";
+import { adamStages, eps, familyState, maximize, momentBetas, momentSlots } from "./_adam.ts";
 import { defineOptimizer, flag, rate, type StepContext, stateDtype } from "./_define.ts";
 
 /** The base of the momentum's warm-up: Dozat's constant, as in torch. */
@@ -72,8 +72,8 @@ export default defineOptimizer({
   ...familyState,
   scalarSlots: { mu_product: 1 },
   nextScalarSlots: (values, context) => ({ mu_product: productAfter(values, context) }),
-  stages: ({ weight_decay, decoupled_weight_decay, ...values }) => [
-    adamStage({
+  stages: ({ weight_decay, decoupled_weight_decay, ...values }) =>
+    adamStages({
       ...values,
       ...(decoupled_weight_decay ? { decay: ({ lr }: StepContext) => lr * weight_decay } : { l2: weight_decay }),
       blend: (context, _, c2) => {
@@ -82,5 +82,4 @@ export default defineOptimizer({
         return { mean: next / (1 - product * next), grad: (1 - momentumAt(values, context.step)) / (1 - product), square: 1 / c2, gradSquare: 0 };
       },
     }),
-  ],
 });

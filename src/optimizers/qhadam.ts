@@ -1,4 +1,4 @@
-import { adamStage, eps, familyState, lr, momentBetas, momentSlots, quasiHyperbolicBlend } from "./_adam.ts";
+import { adamStages, eps, familyState, lr, momentBetas, momentSlots, quasiHyperbolicBlend } from "./_adam.ts";
 import { defineOptimizer, pair, rate, stateDtype } from "./_define.ts";
 
 /**
@@ -31,5 +31,5 @@ export default defineOptimizer({
   },
   slots: () => momentSlots,
   ...familyState,
-  stages: ({ nus, weight_decay, ...values }) => [adamStage({ ...values, l2: weight_decay, blend: quasiHyperbolicBlend(nus) })],
+  stages: ({ nus, weight_decay, ...values }) => adamStages({ ...values, l2: weight_decay, blend: quasiHyperbolicBlend(nus) }),
 });

@@ -1,4 +1,4 @@
-import { adamStage, checkDecay, decayScale, decoupledDecay, eps, familyState, lr, momentBetas, momentSlots, quasiHyperbolicBlend } from "./_adam.ts";
+import { adamStages, checkDecay, decayScale, decoupledDecay, eps, familyState, lr, momentBetas, momentSlots, quasiHyperbolicBlend } from "./_adam.ts";
 import { defineOptimizer, pair, rate, stateDtype } from "./_define.ts";
 
 /**
@@ -35,5 +35,5 @@ export default defineOptimizer({
   slots: () => momentSlots,
   ...familyState,
   check: checkDecay,
-  stages: ({ nus, ...values }) => [adamStage({ ...values, decay: (context) => decoupledDecay(values, context), blend: quasiHyperbolicBlend(nus) })],
+  stages: ({ nus, ...values }) => adamStages({ ...values, decay: (context) => decoupledDecay(values, context), blend: quasiHyperbolicBlend(nus) }),
 });

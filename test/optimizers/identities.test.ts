@@ -2,9 +2,9 @@
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { isDeepStrictEqual } from "node:util";
-import { LARGE, run, SMALL, type StepReply } from "../support/run.ts";
+import { gradsAt, LARGE, run, SMALL, type StepReply, startParams } from "../support/run.ts";
 import { TestService } from "../support/service.ts";
-import { readState, writeState } from "../support/tensors.ts";
+import { readState, type TestTensors, writeState, writeTensors } from "../support/tensors.ts";
 
 let service: TestService;
 before(async () => {
@@ -43,6 +43,12 @@ const identities: readonly Identity[] = [
     name: "AdamW(weight_decay 0) is Adam(weight_decay 0)",
     left: { name: "adamw", weight_decay: 0 },
     right: { name: "adam", weight_decay: 0 },
+    hasSameSlots: true,
+  },
+  {
+    name: "AdamW(weight_decay 0) with caution is Adam with caution",
+    left: { name: "adamw", weight_decay: 0, caution: true, betas: [0.4, 0.3] },
+    right: { name: "adam", caution: true, betas: [0.4, 0.3] },
     hasSameSlots: true,
   },
   { name: "QHAdamW(weight_decay 0) is QHAdam(weight_decay 0)", left: { name: "qhadamw" }, right: { name: "qhadam" }, hasSameSlots: true },
@@ -92,6 +98,27 @@ const slots = ({ state }: StepReply): unknown => {
   const { steps, slots } = readState(state);
   return { steps, slots };
 };
+
+test("Adam with caution compares signs with the decayed gradient", async () => {
+  const decay = 0.75;
+  const params = startParams(SMALL);
+  const grads = gradsAt(SMALL, 0);
+  const decayed = Object.fromEntries(
+    Object.entries(grads).map(([name, { shape, data }]) => [
+      name,
+      { shape, data: Float32Array.from(data, (g, i) => g + Math.fround(decay * (params[name]?.data[i] as number))) },
+    ]),
+  );
+  const step = (weight_decay: number, grads: TestTensors): Promise<StepReply> =>
+    service.call("optimizer.step", {
+      optimizer: { name: "adam", lr: 0.01, caution: true, weight_decay },
+      params: writeTensors(params),
+      grads: writeTensors(grads),
+    });
+  const [coupled, plain] = [await step(decay, grads), await step(0, decayed)];
+  assert.ok(Buffer.from(coupled.params).equals(Buffer.from(plain.params)));
+  assert.ok(Buffer.from(coupled.state).equals(Buffer.from(plain.state)));
+});
 
 test("a state continues under another optimizer of the Adam family", async () => {
   const first = await run(service, { optimizer: { name: "adamw", betas: [0.9, 0.999] }, shapes: SMALL, steps: 2 });

@@ -58,8 +58,10 @@ const requireClose = (where: string, found: ArrayLike<number>, expected: ArrayLi
   }
 };
 
-/** For these optimizers, optax computes 1 - beta^t in float32. */
-const IMPRECISE_IN_OPTAX = ["adam", "adamw", "lamb"];
+/** For these optimizers, optax and Keras compute 1 - beta^t in float32. */
+const IMPRECISE = { optax: ["adam", "adamw", "lamb"], keras: ["adam", "adamw"] };
+
+const isImprecise = ({ peer, optimizer }: Case): boolean => IMPRECISE[peer as keyof typeof IMPRECISE]?.includes(optimizer) ?? false;
 
 /**
  * Returns the expected parameters of a step: the peer's float32 values, or its formula in float64 if the peer itself is
@@ -68,7 +70,7 @@ const IMPRECISE_IN_OPTAX = ["adam", "adamw", "lamb"];
 const expectedAfter = (testCase: Case, index: number, params: TestTensors, state: TestState | null): Readonly<Record<string, ArrayLike<number>>> => {
   const current = testCase.steps[index];
   const names = Object.keys(params);
-  if (testCase.peer !== "optax" || !current || !IMPRECISE_IN_OPTAX.includes(testCase.optimizer)) {
+  if (!current || !isImprecise(testCase)) {
     const after = paramsAfter(testCase, index + 1);
     return Object.fromEntries(names.map((name) => [name, after[name]?.data ?? []]));
   }

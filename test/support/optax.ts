@@ -1,6 +1,6 @@
 /**
- * Computes one step of optax's adam, adamw and lamb in float64, from the formulas of optax 0.2.8. optax itself computes 1 -
- * beta^t in float32, and so differs by up to 142 ulp from its own float64 run.
+ * Computes one step of adam, adamw and lamb of optax, and of adam and adamw of Keras, in float64, from the formulas of optax 0.2.8
+ * and Keras 3.15. They compute 1 - beta^t in float32: optax differs by up to 142 ulp from its own float64 run.
  */
 import type { TestState, TestTensors } from "./tensors.ts";
 
@@ -9,14 +9,16 @@ interface Settings {
   readonly lr: number;
   readonly betas: readonly [number, number];
   readonly eps: number;
-  readonly eps_root: number;
+  readonly eps_root?: number;
   readonly weight_decay?: number;
   readonly nesterov?: boolean;
+  readonly amsgrad?: boolean;
+  readonly bias_correction?: string;
 }
 
 /** Returns the parameter after a step. `isDecayed` is false for tensors without weight decay. */
 export const optaxStep = (
-  { name, lr, betas: [beta1, beta2], eps, eps_root: epsRoot, weight_decay: decay = 0, nesterov = false }: Settings,
+  { name, lr, betas: [beta1, beta2], eps, eps_root: epsRoot = 0, weight_decay: decay = 0, nesterov = false, amsgrad = false, bias_correction }: Settings,
   tensor: string,
   params: TestTensors,
   grads: TestTensors,
@@ -29,9 +31,14 @@ export const optaxStep = (
   const m = p.map((_, i) => beta1 * (state?.slots["exp_avg"]?.[tensor]?.data[i] ?? 0) + (1 - beta1) * (g[i] as number));
   const v = p.map((_, i) => beta2 * (state?.slots["exp_avg_sq"]?.[tensor]?.data[i] ?? 0) + (1 - beta2) * (g[i] as number) ** 2);
   const update = p.map((old, i) => {
+    const square = amsgrad ? Math.max(v[i] as number, state?.slots["max_exp_avg_sq"]?.[tensor]?.data[i] ?? 0) : (v[i] as number);
+    if (bias_correction === "step_size") {
+      const scale = Math.sqrt(1 - beta2 ** t) / (1 - beta1 ** t);
+      return (scale * (m[i] as number)) / (Math.sqrt(square) + eps) + (name === "adamw" ? decay * old : 0);
+    }
     const plain = (m[i] as number) / (1 - beta1 ** t);
     const ahead = (beta1 * (m[i] as number)) / (1 - beta1 ** (t + 1)) + ((1 - beta1) * (g[i] as number)) / (1 - beta1 ** t);
-    const direction = (nesterov ? ahead : plain) / (Math.sqrt((v[i] as number) / (1 - beta2 ** t) + epsRoot) + eps);
+    const direction = (nesterov ? ahead : plain) / (Math.sqrt(square / (1 - beta2 ** t) + epsRoot) + eps);
     return direction + (isDecayed && name !== "adam" ? decay * old : 0);
   });
   const norm = (values: Float64Array): number => Math.sqrt(values.reduce((sum, value) => sum + value * value, 0));

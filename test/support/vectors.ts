@@ -60,16 +60,40 @@ export const tensors = (raw: Readonly<Record<string, RawArray>>): TestTensors =>
 
 type Settings = Readonly<Record<string, unknown>>;
 
+/** Translates the hyperparameters of Keras. Its Adam corrects the step size, and its RMSprop adds epsilon under the root. */
+const fromKeras = ({ lr, beta_1, beta_2, rho, epsilon, weight_decay, amsgrad, centered }: Settings): Settings =>
+  rho === undefined
+    ? { lr, betas: [beta_1, beta_2], eps: epsilon, weight_decay: weight_decay ?? 0, amsgrad, bias_correction: "step_size" }
+    : { lr, alpha: rho, eps: 0, eps_root: epsilon, centered };
+
 /** Translates a peer's hyperparameters into stepd's. */
 const translate = (optimizer: string, peer: string, given: Settings): Settings => {
-  const { decouple_weight_decay: _, no_decay: __, corrected_weight_decay: ___, decoupled_weight_decay: decoupled, b1, b2, ...common } = given;
+  const {
+    decouple_weight_decay: _,
+    no_decay: __,
+    corrected_weight_decay: ___,
+    clipping_threshold: ____,
+    decoupled_weight_decay: decoupled,
+    b1,
+    b2,
+    ...common
+  } = given;
   // torch implements decoupled weight decay as this flag. stepd's nadam and radam have the flag too.
   const rest = ["nadam", "radam"].includes(optimizer) ? { ...common, decoupled_weight_decay: decoupled } : common;
+  if (peer === "keras") return fromKeras(rest);
+  if (peer === "timm" && optimizer === "adam") {
+    const { lr, betas, eps, bias_correction } = rest;
+    return { lr, betas, eps, bias_correction: bias_correction ? "moments" : "none" };
+  }
   if (peer === "iprally") return { ...rest, weight_decay_scale: "none" };
   if (optimizer === "lars") {
     const { trust_coeff, ...lars } = rest;
     if (peer === "optax") return { ...lars, trust_denominator: "decayed_grad", lr_in_momentum: true };
     return { ...lars, ...(trust_coeff !== undefined && { trust_coefficient: trust_coeff }) };
+  }
+  if (peer === "optax" && optimizer === "rmsprop") {
+    const { lr, decay, eps, centered } = rest;
+    return { lr, alpha: decay, eps: 0, eps_root: eps, centered };
   }
   if (peer === "optax") return { ...rest, betas: [b1, b2] };
   if (optimizer !== "lamb") return rest;

@@ -272,6 +272,14 @@ eps_root?: undefined | number
  */
 nesterov?: undefined | boolean
 /**
+ * Correct the moments (paper), the step size alone, so that eps is added to the uncorrected root (Keras, and Flower's FedAdam), or nothing
+ */
+bias_correction?: undefined | ("moments" | "step_size" | "none")
+/**
+ * Zero the elements of the update whose sign differs from the gradient's, and scale up the others (timm)
+ */
+caution?: undefined | boolean
+/**
  * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
  */
 state_dtype?: undefined | ("F32" | "BF16" | "Q8")
@@ -353,6 +361,14 @@ eps_root?: undefined | number
  * Use Nesterov's form of the first moment, as in optax
  */
 nesterov?: undefined | boolean
+/**
+ * Correct the moments (paper), the step size alone, so that eps is added to the uncorrected root (Keras, and Flower's FedAdam), or nothing
+ */
+bias_correction?: undefined | ("moments" | "step_size" | "none")
+/**
+ * Zero the elements of the update whose sign differs from the gradient's, and scale up the others (timm)
+ */
+caution?: undefined | boolean
 /**
  * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
  */
@@ -695,7 +711,7 @@ maximize?: undefined | boolean
 state_dtype?: undefined | ("F32" | "BF16" | "Q8")
 }
 /**
- * g += weight_decay*p; s = lerp(s, g^2, 1-alpha); q = centered ? max(s - h^2, 0), h = lerp(h, g, 1-alpha) : s; u = g/(sqrt(q) + eps); p -= lr * (momentum ? buf = momentum*buf + u : u)
+ * g += weight_decay*p; s = lerp(s, g^2, 1-alpha); q = centered ? max(s - h^2, 0), h = lerp(h, g, 1-alpha) : s; u = g/(sqrt(q + eps_root) + eps); p -= lr * (momentum ? buf = momentum*buf + u : u)
  */
 export interface RMSprop {
 name: "rmsprop"
@@ -727,6 +743,10 @@ centered?: undefined | boolean
  * Go up the gradient instead of down
  */
 maximize?: undefined | boolean
+/**
+ * Added under the root, as in optax
+ */
+eps_root?: undefined | number
 /**
  * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
  */

@@ -20,6 +20,7 @@ _NOT_RECORDED = (
 
 # stepd's names of optax's slots.
 _SLOTS = {"mu": "exp_avg", "nu": "exp_avg_sq", "trace": "trace"}
+_OTHER_SLOTS = {"rmsprop": {"mu": "grad_avg", "nu": "square_avg"}}
 
 
 class OptaxRun(Run):
@@ -30,6 +31,7 @@ class OptaxRun(Run):
         params: Arrays,
     ) -> None:
         given = dict(case.given)
+        self._slots = _SLOTS | _OTHER_SLOTS.get(make.__name__, {})
         signature = inspect.signature(make).parameters
         defaults = {
             name: parameter.default
@@ -79,8 +81,8 @@ class OptaxRun(Run):
                 for name in self._params:
                     if slot == "count":
                         slots[name]["step"] = int(value)
-                    elif slot in _SLOTS:
-                        slots[name][_SLOTS[slot]] = np.asarray(value[name])
+                    elif slot in self._slots:
+                        slots[name][self._slots[slot]] = np.asarray(value[name])
         return slots
 
 
@@ -160,6 +162,17 @@ PEERS = {
                 {"weight_decay": 0.01, "nesterov": True, "lr": 0.5},
             ),
             Case("zero-params", 2329742076, {"lr": 0.5}, grads="zero_params"),
+        ],
+    ),
+    "rmsprop.optax": _peer(
+        "rmsprop",
+        [
+            Case("default", 1120934011, {"lr": 0.001}),
+            Case(
+                "eps-centered",
+                2214780563,
+                {"lr": 0.01, "eps": 0.001, "decay": 0.99, "centered": True},
+            ),
         ],
     ),
     "lion.optax": _peer(

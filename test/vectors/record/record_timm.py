@@ -4,12 +4,48 @@ from functools import partial
 
 import timm
 from recording import LARGE, ODD, Case, record
-from timm.optim import Lamb, Lars, Lion
+from timm.optim import AdamWLegacy, Lamb, Lars, Lion
 from torch_run import torch_peer
 
 _peer = partial(torch_peer, "timm", timm.__version__)
 
 PEERS = {
+    "adam.timm": _peer(
+        Lamb,
+        [
+            Case(
+                "no-biascorr",
+                2381270944,
+                {
+                    "lr": 0.01,
+                    "bias_correction": False,
+                    "weight_decay": 0.0,
+                    "max_grad_norm": None,
+                },
+                note="without decay Lamb has no trust ratio, and is Adam",
+            ),
+        ],
+    ),
+    "adamw.timm": _peer(
+        AdamWLegacy,
+        [
+            Case("caution", 1746108829, {"caution": True}),
+            Case(
+                "caution-amsgrad",
+                3019524403,
+                {
+                    "lr": 0.01,
+                    "weight_decay": 0.1,
+                    "betas": (0.4, 0.3),
+                    "caution": True,
+                    "amsgrad": True,
+                },
+                shapes=ODD,
+                steps=4,
+            ),
+            Case("caution-zeros", 852110367, {"caution": True}, grads="zeros_first"),
+        ],
+    ),
     "lamb.timm": _peer(
         Lamb,
         [

@@ -7,8 +7,14 @@ import numpy as np
 import torch
 from recording import Arrays, Case, Peer, Run
 
-# These arguments select an implementation. They are not hyperparameters.
-_NOT_RECORDED = ("foreach", "fused", "capturable", "differentiable")
+# These arguments select an implementation, or hold state. They are not hyperparameters.
+_NOT_RECORDED = (
+    "foreach",
+    "fused",
+    "capturable",
+    "differentiable",
+    "max_lr_snapshot",
+)
 
 # One thread fixes the order of sums.
 torch.set_num_threads(1)

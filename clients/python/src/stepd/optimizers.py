@@ -105,6 +105,8 @@ def adam(
     maximize: bool = False,
     eps_root: float = 0,
     nesterov: bool = False,
+    bias_correction: Literal["moments", "step_size", "none"] = "moments",
+    caution: bool = False,
     state_dtype: Literal["F32", "BF16", "Q8"] = "F32",
 ) -> dict[str, Any]:
     """Adam.
@@ -121,6 +123,10 @@ def adam(
     maximize: Go up the gradient instead of down.
     eps_root: Added under the root, as in optax.
     nesterov: Use Nesterov's form of the first moment, as in optax.
+    bias_correction: Correct the moments (paper), the step size alone, so that eps
+        is added to the uncorrected root (Keras, and Flower's FedAdam), or nothing.
+    caution: Zero the elements of the update whose sign differs from the gradient's,
+        and scale up the others (timm).
     state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8,
         with 8 bits per element and one scale per 64 elements. Under Q8, tensors below
         4,096 elements keep their moments in F32. Parameters in F64 allow only F32.
@@ -135,6 +141,8 @@ def adam(
         "maximize": maximize,
         "eps_root": eps_root,
         "nesterov": nesterov,
+        "bias_correction": bias_correction,
+        "caution": caution,
         "state_dtype": state_dtype,
     }
 
@@ -185,6 +193,8 @@ def adamw(
     maximize: bool = False,
     eps_root: float = 0,
     nesterov: bool = False,
+    bias_correction: Literal["moments", "step_size", "none"] = "moments",
+    caution: bool = False,
     state_dtype: Literal["F32", "BF16", "Q8"] = "F32",
 ) -> dict[str, Any]:
     """AdamW.
@@ -205,6 +215,10 @@ def adamw(
     maximize: Go up the gradient instead of down.
     eps_root: Added under the root, as in optax.
     nesterov: Use Nesterov's form of the first moment, as in optax.
+    bias_correction: Correct the moments (paper), the step size alone, so that eps
+        is added to the uncorrected root (Keras, and Flower's FedAdam), or nothing.
+    caution: Zero the elements of the update whose sign differs from the gradient's,
+        and scale up the others (timm).
     state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8,
         with 8 bits per element and one scale per 64 elements. Under Q8, tensors below
         4,096 elements keep their moments in F32. Parameters in F64 allow only F32.
@@ -220,6 +234,8 @@ def adamw(
         "maximize": maximize,
         "eps_root": eps_root,
         "nesterov": nesterov,
+        "bias_correction": bias_correction,
+        "caution": caution,
         "state_dtype": state_dtype,
     }
 
@@ -587,13 +603,14 @@ def rmsprop(
     momentum: float = 0,
     centered: bool = False,
     maximize: bool = False,
+    eps_root: float = 0,
     state_dtype: Literal["F32", "BF16", "Q8"] = "F32",
 ) -> dict[str, Any]:
     """RMSprop.
 
     g += weight_decay*p; s = lerp(s, g^2, 1-alpha); q = centered ? max(s - h^2, 0), h =
-    lerp(h, g, 1-alpha) : s; u = g/(sqrt(q) + eps); p -= lr * (momentum ? buf =
-    momentum*buf + u : u).
+    lerp(h, g, 1-alpha) : s; u = g/(sqrt(q + eps_root) + eps); p -= lr * (momentum ? buf
+    = momentum*buf + u : u).
 
     lr: Learning rate; with a schedule, its base rate.
     alpha: Decay rate of square_avg and grad_avg.
@@ -603,6 +620,7 @@ def rmsprop(
     momentum: Decay rate of momentum_buffer; 0 keeps no buffer.
     centered: Divide by the deviation from the mean gradient (slot grad_avg).
     maximize: Go up the gradient instead of down.
+    eps_root: Added under the root, as in optax.
     state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8,
         with 8 bits per element and one scale per 64 elements. Under Q8, tensors below
         4,096 elements keep their moments in F32. Parameters in F64 allow only F32.
@@ -616,6 +634,7 @@ def rmsprop(
         "momentum": momentum,
         "centered": centered,
         "maximize": maximize,
+        "eps_root": eps_root,
         "state_dtype": state_dtype,
     }
 

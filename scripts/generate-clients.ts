@@ -3,12 +3,14 @@
  * as the argument, and compares the files.
  *
  *   src/errors/errors.ts            -> clients/python/src/stepd/_error_table.py
+ *   src/optimizers/                 -> clients/python/src/stepd/_optimizer_table.py
  *   schemas/optimizer.schema.json   -> clients/python/src/stepd/optimizers.py
  *   schemas/schedule.schema.json    -> clients/python/src/stepd/schedules.py
  */
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { errors } from "../src/errors/errors.ts";
+import { registry } from "../src/optimizers/registry.ts";
 
 const root = join(import.meta.dirname, "..");
 const target = process.argv[2] ?? join(root, "clients/python/src/stepd");
@@ -44,6 +46,22 @@ from ._errors import ServerError
 ${allList(Object.keys(errors).map(classOf).sort())}
 
 ${classes.join("\n")}`,
+);
+
+const needs = [...registry.values()].map(({ name, wholeTensors = false }) => {
+  const value = typeof wholeTensors === "string" ? `"${wholeTensors}"` : wholeTensors ? "True" : "False";
+  return `    "${name}": ${value},\n`;
+});
+writeFileSync(
+  join(target, "_optimizer_table.py"),
+  `${header}"""What an optimizer's update of one element depends on."""
+
+from __future__ import annotations
+
+#: Whether an optimizer needs whole tensors: always, never, or with a hyperparameter.
+WHOLE_TENSORS: dict[str, bool | str] = {
+${needs.join("")}}
+`,
 );
 
 interface Property {

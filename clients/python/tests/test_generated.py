@@ -73,7 +73,7 @@ def test_agrees_with_its_sources(tmp_path: pathlib.Path) -> None:
     script = ROOT / "scripts/generate-clients.ts"
     subprocess.run([NODE, script, tmp_path], check=True)
     written = sorted(tmp_path.iterdir())
-    assert len(written) == 3
+    assert len(written) == 4
     for file in written:
         committed = ROOT / "clients/python/src/stepd" / file.name
         assert file.read_text() == committed.read_text(), "run npm run generate"

@@ -173,7 +173,7 @@ def test_sends_the_callers_gradients(
         array.flags.writeable = False
     before = {name: array.tobytes() for name, array in grads.items()}
     sent: dict[str, Any] = {}
-    step = stepd.Client.step
+    step = stepd.Client._step_once
 
     def recording_step(
         self: Any, optimizer: Any, params: Any, grads: Any, *rest: Any, **more: Any
@@ -181,7 +181,7 @@ def test_sends_the_callers_gradients(
         sent.update(grads)
         return step(self, optimizer, params, grads, *rest, **more)
 
-    monkeypatch.setattr(stepd.Client, "step", recording_step)
+    monkeypatch.setattr(stepd.Client, "_step_once", recording_step)
     given: dict[str, Any] = {"clip": {"max_norm": 1.0}, "non_finite": non_finite}
     try:
         assert sharded.step(ADAMW, params, grads, **given).skipped == (

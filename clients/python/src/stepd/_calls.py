@@ -112,13 +112,15 @@ class Stats:
 class Cached:
     """Handles of a cached result, valid for its server and caller; None if not cached.
 
+    A result that came in several calls has its handles in ``shards``.
+
     The server keeps the last two results of a run. A result goes when a cached step
     uses the result after it, or repeats the step that gave it.
     """
 
     params: str | None = None
     state: str | None = None
-    #: A ShardedClient's result has one entry per call here, and no handles above.
+    #: One entry per call of a result that came in several.
     shards: tuple[CachedShard, ...] = ()
 
 
@@ -139,6 +141,8 @@ class CachedShard:
     cached: Cached
     #: The call's parameters, in the order of the call.
     tensors: Mapping[str, TensorInfo] = field(hash=False)
+    #: First and last element (exclusive) of each tensor of which the call had a slice.
+    slices: Mapping[str, tuple[int, int]] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)

@@ -5,31 +5,45 @@ from __future__ import annotations
 import functools
 import os
 import ssl
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import _calls as calls
-from ._calls import Call, Convention, Conversion, Json, NormsResult, StepResult
+from ._calls import Cached, Call, Convention, Conversion, Json, NormsResult, StepResult
 from ._checks import require_count, require_tls
 from ._errors import StepdError, TransportError
 from ._http import Transport, address_of
+from ._memory import Pool
 from ._options import Groups, Optimizer, Schedule, Slices, StepOptions, step_options
+from ._parts import (
+    SPLIT_OPTIONS,
+    Part,
+    Splitter,
+    can_split,
+    is_large,
+    run_each,
+)
 from ._reduce import AnyUpdate, ReduceOptions, ReduceResult
 from ._retry import Attempts, Backoff, Retry, retry_of
 from ._shared import SharedFolder
 from ._state import Source, State
 from ._tensors import Array, Arrays
-from ._timeout import DEFAULT_TIMEOUT, Timeout, timeout_of
+from ._timeout import DEFAULT_TIMEOUT, Span, Timeout, timeout_of
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
 T = TypeVar("T")
 
+#: The connections that carry the parts of a step. One sends while the other receives.
+_CONNECTIONS = 2
 
-class Client:
+
+class Client(Splitter):
     """Calls one server over persistent connections. Safe to share between threads.
 
     ``url`` is http://, https:// or unix:///path/of/socket. ``timeout`` limits one
@@ -38,6 +52,12 @@ class Client:
     number, or a :class:`Retry`. Retries are safe, because a step is a pure function.
     The client retries refused connections for 30 s, with a warning in the log
     ``stepd``, unless ``retries`` is 0. ``pool_size`` limits the idle connections.
+
+    A step of 4 MiB or more is sent in parts over ``connections`` connections, so that
+    results arrive while inputs leave. The result has the bits of one call, and an error
+    of any part is the step's error. By default there are 2, but 1 to a server on this
+    host, which has no link to wait for; with 1 each step is one call. A step with
+    ``stats``, ``reduce`` or ``shared_dir`` is one call, too.
 
     ``shared_dir`` is the folder that a server on this host shares (STEPD_SHARED_DIR;
     with tokens, the subfolder with the token's name). Arrays and states of 64 KiB or
@@ -60,6 +80,7 @@ class Client:
         retries: int | Retry = 4,
         ssl_context: ssl.SSLContext | None = None,
         pool_size: int = 8,
+        connections: int | None = None,
         shared_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         self.url = url
@@ -71,6 +92,7 @@ class Client:
             retries=retries,
             ssl_context=ssl_context,
             pool_size=pool_size,
+            connections=connections,
             shared_dir=shared_dir,
         )
         require_count("pool_size", pool_size)
@@ -78,9 +100,17 @@ class Client:
         self._timeout = timeout_of(timeout)
         self._retry = retry_of(retries)
         self._shared = None if shared_dir is None else SharedFolder(shared_dir)
-        self._transport = Transport(address_of(url), token, ssl_context, pool_size)
+        address = address_of(url)
+        if connections is None:
+            connections = 1 if address.is_local else _CONNECTIONS
+        require_count("connections", connections)
+        self._connections = connections
+        self._transport = Transport(address, token, ssl_context, pool_size)
+        self._lock = threading.Lock()
+        self._executor: ThreadPoolExecutor | None = None
+        self._executor_pid = 0
 
-    def __enter__(self) -> Client:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -96,6 +126,10 @@ class Client:
 
         Results stay valid.
         """
+        with self._lock:
+            executor, self._executor = self._executor, None
+        if executor is not None:
+            executor.shutdown(wait=False)
         self._transport.close()
         if self._shared is not None:
             self._shared.close()
@@ -149,10 +183,69 @@ class Client:
         Raises TypeError for other dtypes or options, ValueError if params are missing,
         and :class:`BlobMissing` if the server has dropped a blob that was not given.
         """
-        call = calls.step(
-            optimizer, params, grads, state, step_options(options), self._shared
-        )
+        options = step_options(options)
+        if grads is not None and self._splits(optimizer, params, grads, state, options):
+            calls.require_step(optimizer, params, grads, state, options)
+            limit = self._timeout if timeout is None else timeout_of(timeout)
+            return self._step_in_parts(
+                optimizer, params, grads, state, options, Span(limit)
+            )
+        return self._step_once(optimizer, params, grads, state, options, timeout)
+
+    def _step_once(
+        self,
+        optimizer: Optimizer,
+        params: Arrays | None,
+        grads: Arrays | None,
+        state: State | None,
+        options: StepOptions,
+        timeout: float | Timeout | None,
+    ) -> StepResult:
+        call = calls.step(optimizer, params, grads, state, options, self._shared)
         return self._run(call, timeout)
+
+    def _splits(
+        self,
+        optimizer: Optimizer,
+        params: Arrays | None,
+        grads: Arrays,
+        state: State | None,
+        options: StepOptions,
+    ) -> bool:
+        """Return whether to send a step in parts."""
+        cached = options.get("cached")
+        if isinstance(cached, Cached) and cached.shards:
+            return all(one.url == self.url for one in cached.shards)
+        given = {name for name, value in options.items() if value is not None}
+        return (
+            self._connections > 1
+            and self._shared is None
+            and given <= SPLIT_OPTIONS
+            and is_large(params, grads, state)
+            and can_split(optimizer, options.get("groups"))
+        )
+
+    def _each(
+        self,
+        parts: Sequence[Part],
+        call: Callable[[Part], Callable[[Client], T]],
+        span: Span,
+    ) -> list[T]:
+        return run_each(self._threads(), parts, lambda part: call(part)(self))
+
+    def _threads(self) -> ThreadPoolExecutor:
+        with self._lock:
+            # A forked child has none of its parent's threads.
+            if self._executor is None or self._executor_pid != os.getpid():
+                self._executor = ThreadPoolExecutor(self._connections, "stepd")
+                self._executor_pid = os.getpid()
+            return self._executor
+
+    def _pool_of_results(self) -> Pool:
+        return self._transport.memory
+
+    def _round_trip(self) -> float:
+        return self._transport.round_trip
 
     def init(
         self,

@@ -13,6 +13,7 @@ import errno
 import functools
 import http.client
 import io
+import ipaddress
 import json
 import math
 import os
@@ -23,6 +24,7 @@ import ssl
 import threading
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from time import monotonic
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -59,6 +61,16 @@ class Address:
     secure: bool
     prefix: str
     socket: str | None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the server is on this host."""
+        if self.socket is not None or self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
 
 
 def address_of(url: str) -> Address:
@@ -152,6 +164,19 @@ def reply_of(call: Call[T], reply: Any) -> T:
     return call.read(reply)
 
 
+class _Connection(http.client.HTTPConnection):
+    """A connection that measures how long the server takes to accept it."""
+
+    def connect(self) -> None:
+        started = monotonic()
+        super().connect()
+        self.connecting_took = monotonic() - started
+
+
+class _SecureConnection(http.client.HTTPSConnection, _Connection):
+    """A TLS connection. Its base class connects, then TLS begins."""
+
+
 class _UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: str, timeout: float | None) -> None:
         super().__init__("localhost", timeout=timeout)
@@ -221,7 +246,9 @@ class Transport:
         if address.secure and ssl_context is None:
             self._ssl = ssl.create_default_context()
         self._pool_size = pool_size
-        self._memory = Pool()
+        #: The shortest time in which the server accepted a connection; 0 if unknown.
+        self.round_trip = 0.0
+        self.memory = Pool()
         self._idle: list[http.client.HTTPConnection] = []
         self._lock = threading.Lock()
         self._pid = os.getpid()
@@ -231,7 +258,7 @@ class Transport:
             idle, self._idle = self._idle, []
         for connection in idle:
             connection.close()
-        self._memory.close()
+        self.memory.close()
 
     def send(self, call: Call[T], timeout: Timeout, end: float = math.inf) -> T:
         """Make one attempt, which ends by ``end``. Raises StepdError."""
@@ -290,7 +317,7 @@ class Transport:
             after = response.getheader("Retry-After")
             raise error_of(response.status, body, after)
         try:
-            return reply_of(call, _decoded(response, self._memory))
+            return reply_of(call, _decoded(response, self.memory))
         except NO_REPLY as error:
             raise TransportError(f"the reply is none of stepd: {error}") from error
 
@@ -301,13 +328,15 @@ class Transport:
         if at.socket is not None:
             connection = _UnixConnection(at.socket, timeout)
         elif at.secure:
-            connection = http.client.HTTPSConnection(
+            connection = _SecureConnection(
                 at.host, at.port, timeout=timeout, context=self._ssl
             )
         else:
-            connection = http.client.HTTPConnection(at.host, at.port, timeout=timeout)
+            connection = _Connection(at.host, at.port, timeout=timeout)
         try:
             connection.connect()
+            took = getattr(connection, "connecting_took", 0.0)
+            self.round_trip = min(took, self.round_trip or took)
         except BaseException:
             connection.close()
             raise

@@ -38,7 +38,7 @@ def joined_sentences(sentences: Iterable[str]) -> list[str]:
             more[kind] = more.get(kind, 0) + int(found["more"] or 0)
     joined = []
     for (head, tail), listed in listings.items():
-        listed.sort(key=lambda entry: _name_in(entry).encode())
+        listed = _summed(listed)
         rest = more.get((head, tail), 0) + len(listed) - _NAMED_TENSORS
         text = ", ".join(listed[:_NAMED_TENSORS])
         joined.append(
@@ -47,9 +47,17 @@ def joined_sentences(sentences: Iterable[str]) -> list[str]:
     return sorted(joined)
 
 
-def _name_in(entry: str) -> str:
-    name: str = json.JSONDecoder().raw_decode(entry)[0]
-    return name
+def _summed(listed: Iterable[str]) -> list[str]:
+    """Return the entries in order of their names, and the slices of a tensor as one."""
+    counts: dict[str, int] = {}
+    for entry in listed:
+        text, _, count = entry.rpartition(" (")
+        counts[text] = counts.get(text, 0) + int(count.partition(" ")[0])
+    ordered = sorted(counts.items(), key=lambda one: json.loads(one[0]).encode())
+    return [
+        f"{text} ({count} {'value' if count == 1 else 'values'})"
+        for text, count in ordered
+    ]
 
 
 def joined_refusal(refusals: Sequence[NonFiniteGradient]) -> NonFiniteGradient:
@@ -68,7 +76,7 @@ def joined_refusal(refusals: Sequence[NonFiniteGradient]) -> NonFiniteGradient:
     return NonFiniteGradient(
         {
             **first.problem(),
-            "tensors": sorted(tensors, key=str.encode)[:_NAMED_TENSORS],
+            "tensors": sorted(set(tensors), key=str.encode)[:_NAMED_TENSORS],
             # The server truncates a long text in each call, so the first call's text is
             # used.
             **{member: joined_sentences(each)[0] for member, each in texts.items()},

@@ -8,38 +8,29 @@ import math
 import os
 import ssl
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from time import monotonic, sleep
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-
-from ._calls import (
-    NO_STATE,
-    Cached,
-    CachedShard,
-    NormsResult,
-    StepResult,
-    TensorInfo,
-    TensorNorms,
-    require_step,
-    without_state,
-)
+from ._calls import NormsResult, StepResult, require_step
 from ._checks import require_arrays, require_count, require_state, require_texts
 from ._client import Client
-from ._error_table import BlobMissing, NonFiniteGradient
+from ._error_table import BlobMissing
 from ._errors import StepdError
-from ._norms import (
-    clips_by_norm,
-    differ_in_arithmetic,
-    is_double,
-    total_norm,
-    zeros_of,
-)
+from ._memory import Pool
+from ._norms import total_norm
 from ._options import Groups, Optimizer, StepOptions, step_options
+from ._parts import (
+    LARGEST_PART_BYTES,
+    Inputs,
+    Part,
+    Splitter,
+    joined_norms,
+    run_each,
+)
 from ._reduce import (
     AnyUpdate,
     ReduceOptions,
@@ -51,7 +42,7 @@ from ._reduce import (
     join,
     updates_of,
 )
-from ._refusals import joined_refusal, joined_sentences
+from ._refusals import joined_sentences
 from ._retry import Backoff, Retry, is_refused, is_server_fault, retry_of
 from ._shared import SharedFolder
 from ._state import State
@@ -63,20 +54,20 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-MIB = 2**20
-
 #: A replica that fails is avoided for this many seconds while other replicas work. The
 #: cool-down doubles with each failure in a row.
 _FIRST_COOL_DOWN = 1.0
 _LONGEST_COOL_DOWN = 60.0
 
 
-class ShardedClient:
+class ShardedClient(Splitter):
     """Splits a step over several servers. The result has the same bits as one call.
 
     ``urls`` are interchangeable replicas. The client packs the tensors, in their order,
-    into calls of about ``request_bytes`` (parameters, gradients and state together; a
-    larger tensor gets its own call). ``connections`` calls run at once.
+    into calls of about ``request_bytes`` (parameters, gradients and state together), by
+    default of 2 MiB or more, as the round trips to the servers require. It cuts larger
+    tensors into slices, unless the optimizer needs whole tensors, as LAMB does.
+    ``connections`` calls run at once.
 
     A call that fails goes to another replica at once, unless the call itself is wrong.
     When all replicas have failed, the client waits. ``retries`` limits the rounds after
@@ -91,7 +82,7 @@ class ShardedClient:
         urls: Sequence[str],
         token: str | None = None,
         *,
-        request_bytes: int = 64 * MIB,
+        request_bytes: int | None = None,
         connections: int = 4,
         timeout: float | Timeout = DEFAULT_TIMEOUT,
         retries: int | Retry = 6,
@@ -101,7 +92,8 @@ class ShardedClient:
         require_texts("urls", urls)
         if not urls:
             raise ValueError("urls: expected at least one, found none")
-        require_count("request_bytes", request_bytes)
+        if request_bytes is not None:
+            require_count("request_bytes", request_bytes)
         require_count("connections", connections)
         self._again = functools.partial(
             type(self),
@@ -123,6 +115,7 @@ class ShardedClient:
                     retries=0,
                     ssl_context=ssl_context,
                     pool_size=connections,
+                    connections=1,
                 )
             )
             for url in urls
@@ -133,7 +126,10 @@ class ShardedClient:
             shared = SharedFolder(shared_dir)
             for replica in self._replicas:
                 replica.client._shared = shared
+            # Files need no overlap of directions, so that large calls cost the least.
+            request_bytes = request_bytes or LARGEST_PART_BYTES
         self._request_bytes = request_bytes
+        self._connections = connections
         self._timeout = timeout_of(timeout)
         self._retry = retry_of(retries)
         self._lock = threading.Lock()
@@ -207,98 +203,7 @@ class ShardedClient:
                 "stats: a ShardedClient has none, because statistics are those of "
                 f"single calls; found {stats!r}"
             )
-        clip = options.get("clip")
-        non_finite = options.get("non_finite")
-        cached = options.get("cached")
-        loss_scale = options.get("loss_scale")
-        reply = options.get("reply") or {}
-        slices = options.get("slices")
-        if cached is not None:
-            shards = _cached_shards(cached, params, state)
-        elif params is not None:
-            shards = self._pack(params, grads, state)
-        else:
-            raise ValueError("params: expected arrays, or cached that names them")
-        known: dict[str, TensorInfo] = {}
-        for shard in shards:
-            known.update(shard.tensors)
-        # The first call takes every gradient and state without a parameter: the server
-        # then names them in its error.
-        strays = {*grads, *(slices or ())} - known.keys()
-        shards[0].unmatched += sorted(strays)
-        if state is not None:
-            shards[0].unmatched += [name for name in state.steps if name not in known]
-
-        if clips_by_norm(optimizer, clip) or non_finite == "skip":
-            zeros = {name: zeros_of(tensor) for name, tensor in known.items()}
-            norms = _tensors_of(self._norms(shards, grads, zeros, loss_scale, span))
-            if any(tensor.non_finite for tensor in norms.values()):
-                options["others_non_finite"] = True
-            if clips_by_norm(optimizer, clip):
-                options["clip"] = {**(clip or {}), "total_norm": total_norm(norms)}
-
-        def call(shard: _Shard) -> Callable[[Client], tuple[StepResult, str]]:
-            names = shard.names
-            own = None if params is None else _only(params, names)
-            own_grads = _only(grads, names)
-            own_state = None if state is None else state.pick(names)
-            own_options: StepOptions = {**options, "cached": shard.cached}
-            if slices is not None:
-                own_options["slices"] = {
-                    name: slices[name] for name in names if name in slices
-                }
-
-            def step(client: Client) -> tuple[StepResult, str]:
-                result = client.step(
-                    optimizer,
-                    own,
-                    own_grads,
-                    own_state,
-                    timeout=span.remaining(),
-                    **own_options,
-                )
-                return result, client.url
-
-            return step
-
-        answers = self._each(shards, call, span)
-        results = [result for result, _ in answers]
-        skipped = any(result.skipped for result in results)
-        # A shard without gradients warns that there are none. The warning is wrong if
-        # other shards have gradients.
-        warnings = itertools.chain.from_iterable(
-            result.warnings
-            for shard, result in zip(shards, results, strict=True)
-            if not skipped and (not grads or not grads.keys().isdisjoint(shard.tensors))
-        )
-        stepped: dict[str, Array] = {}
-        for result in results:
-            stepped.update(result.params)
-
-        def steps(place: int) -> tuple[int, int]:
-            tensors = shards[place].tensors
-            counts = [tensors[name].step for name in tensors if name in grads]
-            return max(counts, default=-1), results[place].step
-
-        # The result's learning rate is that of the tensor with the most steps.
-        leader = results[max(range(len(shards)), key=steps)]
-        kept = tuple(
-            CachedShard(
-                url, result.cached or Cached(), shard.stepped(() if skipped else grads)
-            )
-            for shard, (result, url) in zip(shards, answers, strict=True)
-        )
-        has_state = reply.get("state") != "none"
-        joined = replace(
-            leader,
-            params={name: stepped[name] for name in params or known if name in stepped},
-            state=State.join(one.state for one in results) if has_state else NO_STATE,
-            step=max(result.step for result in results),
-            skipped=skipped,
-            warnings=tuple(joined_sentences(warnings)),
-            cached=Cached(shards=kept) if any(one.cached for one in results) else None,
-        )
-        return joined if has_state else without_state(joined)
+        return self._step_in_parts(optimizer, params, grads, state, options, span)
 
     def init(
         self,
@@ -313,8 +218,10 @@ class ShardedClient:
         span = self._span(timeout)
         require_arrays("params", params)
 
-        def call(shard: _Shard) -> Callable[[Client], State]:
-            own = _only(params, shard.names)
+        inputs = Inputs(params, {}, None)
+
+        def call(part: Part) -> Callable[[Client], State]:
+            own = inputs.params_of(part) or {}
             return lambda client: client.init(
                 optimizer,
                 own,
@@ -323,7 +230,7 @@ class ShardedClient:
                 timeout=span.remaining(),
             )
 
-        return State.join(self._each(self._pack(params, {}, None), call, span))
+        return State.join(self._each(self._pack(inputs), call, span))
 
     def average(
         self,
@@ -339,15 +246,17 @@ class ShardedClient:
         require_arrays("params", params)
         require_state(state)
 
-        def call(shard: _Shard) -> Callable[[Client], dict[str, Any]]:
-            own, own_state = _only(params, shard.names), state.pick(shard.names)
+        inputs = Inputs(params, {}, state)
+
+        def call(part: Part) -> Callable[[Client], dict[str, Any]]:
+            own, own_state = inputs.params_of(part) or {}, state.pick(part.names)
             return lambda client: client.average(
                 optimizer, own, own_state, groups=groups, timeout=span.remaining()
             )
 
-        parts = self._each(self._pack(params, {}, state), call, span)
-        averages = {name: array for part in parts for name, array in part.items()}
-        return _only(averages, list(params))
+        results = self._each(self._pack(inputs), call, span)
+        averages = {name: array for one in results for name, array in one.items()}
+        return {name: averages[name] for name in params if name in averages}
 
     def norms(
         self,
@@ -361,17 +270,16 @@ class ShardedClient:
         require_arrays("grads", grads)
         if params is not None:
             require_arrays("params", params)
-        shards = self._pack(grads, params or {}, None)
+        parts = self._pack(Inputs(grads, params or {}, None))
         results = self._norms(
-            shards,
-            grads,
-            params,
+            parts,
+            Inputs(params, grads, None),
             loss_scale,
             self._span(timeout),
             of_params=params is not None,
         )
-        tensors = _tensors_of(results)
-        warnings = itertools.chain.from_iterable(one.warnings for one in results)
+        tensors = joined_norms(results)
+        warnings = itertools.chain.from_iterable(one.warnings for _, one in results)
         said = tuple(joined_sentences(warnings))
         return NormsResult(tensors, total_norm(tensors), said)
 
@@ -407,8 +315,8 @@ class ShardedClient:
 
         def call(
             dropped: Collection[int],
-        ) -> Callable[[_Shard], Callable[[Client], ReduceResult]]:
-            def of_shard(shard: _Shard) -> Callable[[Client], ReduceResult]:
+        ) -> Callable[[Part], Callable[[Client], ReduceResult]]:
+            def of_shard(shard: Part) -> Callable[[Client], ReduceResult]:
                 names = shard.unmatched
                 return lambda client: client.reduce(
                     shards.updates_of(names, dropped),
@@ -421,7 +329,7 @@ class ShardedClient:
             return of_shard
 
         parts = [
-            _Shard({}, unmatched=names) for names in shards.pack(self._request_bytes)
+            Part({}, unmatched=names) for names in shards.pack(self._reduced_bytes)
         ]
         results = self._each(parts, call(()), span)
         dropped = {index for one in results for index in one.dropped}
@@ -445,7 +353,7 @@ class ShardedClient:
         span = self._span(timeout)
         shards = Shards(None, updates_of(updates), None)
         total: Array | None = None
-        for names in shards.by_name(self._request_bytes):
+        for names in shards.by_name(self._reduced_bytes):
             own = shards.updates_of(names)
 
             def call(
@@ -467,88 +375,29 @@ class ShardedClient:
     def _span(self, timeout: float | Timeout | None) -> Span:
         return Span(self._timeout if timeout is None else timeout_of(timeout))
 
-    def _norms(
-        self,
-        shards: Sequence[_Shard],
-        grads: Arrays,
-        params: Arrays | None,
-        loss_scale: float | None,
-        span: Span,
-        *,
-        of_params: bool = False,
-    ) -> list[NormsResult]:
-        def call(shard: _Shard) -> Callable[[Client], NormsResult]:
-            own = _only(grads, shard.names)
-            given: dict[str, Array] | None = _only(params or {}, list(own))
-            # A parameter's dtype decides the arithmetic. The call therefore sends
-            # parameters if any differs from its gradient in being float64.
-            if not of_params and not differ_in_arithmetic(given or {}, own):
-                given = None
-            return lambda client: client.norms(
-                own, given, loss_scale=loss_scale, timeout=span.remaining()
-            )
+    @property
+    def _reduced_bytes(self) -> int:
+        return self._request_bytes or LARGEST_PART_BYTES
 
-        return self._each(shards, call, span)
+    def _pool_of_results(self) -> Pool:
+        return self._replicas[0].client._pool_of_results()
 
-    def _pack(self, params: Arrays, grads: Arrays, state: State | None) -> list[_Shard]:
-        """Split the tensors, in their order, into at least one call."""
-        sizes = {name: np.asarray(array).nbytes for name, array in params.items()}
-        for name in sizes:
-            if name in grads:
-                sizes[name] += np.asarray(grads[name]).nbytes
-        if state is not None:
-            for _, name, tensor in state.entries():
-                if name in sizes:
-                    sizes[name] += tensor.data.nbytes
-        taken = {} if state is None else state.steps
-        shards = [_Shard({})]
-        room = self._request_bytes
-        for name, size in sizes.items():
-            if size > room and shards[-1].tensors:
-                shards.append(_Shard({}))
-                room = self._request_bytes
-            shards[-1].tensors[name] = TensorInfo(
-                np.shape(params[name]), is_double(params[name]), taken.get(name, 0)
-            )
-            room -= size
-        return shards
+    def _round_trip(self) -> float:
+        return max(replica.client._round_trip() for replica in self._replicas)
 
     def _each(
         self,
-        shards: Sequence[_Shard],
-        call: Callable[[_Shard], Callable[[Client], T]],
+        parts: Sequence[Part],
+        call: Callable[[Part], Callable[[Client], T]],
         span: Span,
     ) -> list[T]:
-        """Run a call for each shard, several at once. Raises the first shard's error.
-
-        Errors about non-finite gradients are merged into one error that names all such
-        tensors, because a single call also checks gradients last.
-        """
-
         if self._is_closed:
             raise RuntimeError("this ShardedClient is closed, and makes no more calls")
 
-        def run(shard: _Shard) -> T:
-            return self._try_replicas(call(shard), span, shard.url)
+        def run(part: Part) -> T:
+            return self._try_replicas(call(part), span, part.url)
 
-        if len(shards) == 1:
-            return [run(shards[0])]
-        futures: list[Future[T]] = [self._threads.submit(run, part) for part in shards]
-        results: list[T] = []
-        refusals: list[NonFiniteGradient] = []
-        try:
-            for future in futures:
-                try:
-                    results.append(future.result())
-                except NonFiniteGradient as error:
-                    refusals.append(error)
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            raise
-        if refusals:
-            raise joined_refusal(refusals)
-        return results
+        return run_each(self._threads, parts, run)
 
     def _try_replicas(
         self, call: Callable[[Client], T], span: Span, home: str | None = None
@@ -600,56 +449,6 @@ class ShardedClient:
             sleep(pause)
 
 
-@dataclass
-class _Shard:
-    """One of the calls that make up a step."""
-
-    #: The parameters of this call, in the order of the call.
-    tensors: dict[str, TensorInfo]
-    #: Handles of the parameters and state that the server at ``url`` has cached.
-    cached: Cached | None = None
-    url: str | None = None
-    #: Gradients, and entries of the state, that belong to no parameter.
-    unmatched: list[str] = field(default_factory=list)
-
-    @property
-    def names(self) -> list[str]:
-        return [*self.tensors, *self.unmatched]
-
-    def stepped(self, names: Collection[str]) -> dict[str, TensorInfo]:
-        """Return the parameters, with one more step for those in ``names``."""
-        return {
-            name: tensor._replace(step=tensor.step + (name in names))
-            for name, tensor in self.tensors.items()
-        }
-
-
-def _cached_shards(
-    cached: Cached, params: Arrays | None, state: State | None
-) -> list[_Shard]:
-    """Return the calls of the result that ``cached`` belongs to.
-
-    Raises ValueError if a blob is neither named nor given.
-    """
-    if not cached.shards:
-        found = "a Client's, which names all tensors together"
-        if cached == Cached():
-            found = "an empty one"
-        raise ValueError(
-            f"cached: expected that of a ShardedClient's result, found {found}"
-        )
-    shards = [_Shard(dict(one.tensors), one.cached, one.url) for one in cached.shards]
-    names = {name for shard in shards for name in shard.tensors}
-    if params is not None and params.keys() != names:
-        raise ValueError("params: expected those of the result that cached is of")
-    for one in cached.shards:
-        if params is None and one.cached.params is None:
-            raise ValueError("params: expected arrays, or cached that names them all")
-        if state is None and one.cached.state is None:
-            raise ValueError("state: expected one, or cached that names all of it")
-    return shards
-
-
 class _Replica:
     def __init__(self, client: Client) -> None:
         self.client = client
@@ -679,14 +478,3 @@ def _retry_after(error: StepdError) -> float:
     """Return the server's Retry-After in seconds; infinity if the error has none."""
     retry_after: float | None = getattr(error, "retry_after", None)
     return math.inf if retry_after is None else retry_after
-
-
-def _tensors_of(results: Sequence[NormsResult]) -> dict[str, TensorNorms]:
-    tensors: dict[str, TensorNorms] = {}
-    for result in results:
-        tensors.update(result.tensors)
-    return tensors
-
-
-def _only(arrays: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
-    return {name: arrays[name] for name in names if name in arrays}

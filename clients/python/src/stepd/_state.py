@@ -165,15 +165,15 @@ class State(Mapping[str, Array]):
         if isinstance(parameters, str):
             raise TypeError(f"parameters: expected names, found one str {parameters!r}")
         wanted = frozenset(parameters)
-        return self.from_entries(
-            self.optimizer,
-            self.revision,
-            (
-                (f"{slot}/{name}", tensor)
-                for slot, name, tensor in self.entries()
-                if name in wanted
-            ),
+        return self.replaced(
+            (f"{slot}/{name}", tensor)
+            for slot, name, tensor in self.entries()
+            if name in wanted
         )
+
+    def replaced(self, entries: Iterable[tuple[str, Tensor]]) -> State:
+        """Return a state of the same optimizer with other entries."""
+        return self.from_entries(self.optimizer, self.revision, entries)
 
     @classmethod
     def join(cls, states: Iterable[State]) -> State:

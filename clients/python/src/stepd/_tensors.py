@@ -116,6 +116,14 @@ def _sendable(name: str, array: Any) -> tuple[str, Array]:
     return wire, np.ascontiguousarray(array).reshape(array.shape)
 
 
+def contiguous(field: str, name: str, array: Any) -> Array:
+    """Return an array as a file holds it. Raises TypeError for other arrays."""
+    try:
+        return _sendable(name, array)[1]
+    except TypeError as error:
+        raise TypeError(f"{field}: {error}") from None
+
+
 def refuse_masked(name: str, array: Any) -> None:
     """Raise TypeError for a masked array, because a file cannot hold the mask."""
     if isinstance(array, np.ma.MaskedArray):

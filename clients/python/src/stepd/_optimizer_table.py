@@ -1,0 +1,25 @@
+# DO NOT EDIT: written by `npm run generate`.
+"""What an optimizer's update of one element depends on."""
+
+from __future__ import annotations
+
+#: Whether an optimizer needs whole tensors: always, never, or with a hyperparameter.
+WHOLE_TENSORS: dict[str, bool | str] = {
+    "adadelta": False,
+    "adagrad": False,
+    "adam": False,
+    "adamax": False,
+    "adamw": False,
+    "lamb": True,
+    "lars": True,
+    "lion": "caution",
+    "nadam": False,
+    "qhadam": False,
+    "qhadamw": False,
+    "qhm": False,
+    "radam": False,
+    "rmsprop": False,
+    "schedule_free_adamw": False,
+    "schedule_free_sgd": False,
+    "sgd": False,
+}

@@ -65,6 +65,7 @@ export default defineOptimizer({
   },
   slots: (values) => (values.amsgrad ? familySlots : momentSlots),
   ...familyState,
+  wholeTensors: "caution",
   check: checkNesterov,
   stages: ({ weight_decay, nesterov, ...values }) => adamStages({ ...values, l2: weight_decay, blend: nesterov ? nesterovBlend(values.betas[0]) : undefined }),
 });

@@ -62,6 +62,7 @@ export default defineOptimizer({
   },
   slots: (values) => (values.amsgrad ? familySlots : momentSlots),
   ...familyState,
+  wholeTensors: "caution",
   check: (values) => checkDecay(values) ?? checkNesterov(values),
   stages: ({ nesterov, ...values }) =>
     adamStages({ ...values, decay: (context) => decoupledDecay(values, context), blend: nesterov ? nesterovBlend(values.betas[0]) : undefined }),

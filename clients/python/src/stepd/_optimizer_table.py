@@ -7,9 +7,9 @@ from __future__ import annotations
 WHOLE_TENSORS: dict[str, bool | str] = {
     "adadelta": False,
     "adagrad": False,
-    "adam": False,
+    "adam": "caution",
     "adamax": False,
-    "adamw": False,
+    "adamw": "caution",
     "lamb": True,
     "lars": True,
     "lion": "caution",

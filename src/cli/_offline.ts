@@ -13,9 +13,6 @@ import { CommandError } from "./_command.ts";
 
 const KERNELS = new URL("../../build/kernels.wasm", import.meta.url);
 
-// The commands run no steps, so one worker is enough.
-const WORKERS = 1;
-
 export class Offline implements AsyncDisposable {
   readonly arena: Arena;
   readonly #pool: Pool;
@@ -34,9 +31,10 @@ export class Offline implements AsyncDisposable {
     });
   }
 
-  static async start(arenaMib: number): Promise<Offline> {
-    const arena = new Arena(arenaMib, poolBytes(WORKERS));
-    const pool = await Pool.start(arena, KERNELS, WORKERS, {
+  /** Most commands run no steps, so one worker is enough for them. */
+  static async start(arenaMib: number, workers = 1): Promise<Offline> {
+    const arena = new Arena(arenaMib, poolBytes(workers));
+    const pool = await Pool.start(arena, KERNELS, workers, {
       // V8 does not optimize kernels within such a short run.
       wideVectors: false,
       onWorkerLost: (cause) => {

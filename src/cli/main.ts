@@ -12,6 +12,7 @@ const commands: Readonly<Record<string, { readonly summary: string; load(): Prom
     load: async () => (await import("./convert.ts")).convert,
   },
   plan: { summary: "print the cost of a step: bytes, memory, calls, network time", load: async () => (await import("./plan.ts")).plan },
+  verify: { summary: "check a ledger of receipts, and repeat its steps", load: async () => (await import("./verify.ts")).verify },
   bench: { summary: "measure a running server with real steps", load: async () => (await import("./bench.ts")).bench },
 };
 

@@ -7,6 +7,7 @@ import type { SigningKey } from "./key.ts";
 
 export { Hasher } from "./hasher.ts";
 export { SigningKey, VerifyingKey } from "./key.ts";
+export { type Break, Chain, type Entry, type Line, readLedger } from "./ledger.ts";
 
 export const RECEIPT_FORMAT = "stepd.receipt/1";
 

@@ -16,8 +16,8 @@ interface Call extends Partial<Pick<StepParams, "params" | "grads" | "state" | "
 
 /** Begins the receipt of a call. Returns undefined for a call without one. */
 export const beginReceipt = (method: string, call: Call, receipts: Receipts): ReceiptDraft | undefined => {
-  const { receipt = false, optimizer, groups = [] } = call;
-  if (receipt === false) return undefined;
+  if (!call.receipt) return undefined;
+  const { receipt, optimizer, groups = [] } = call;
   const names = [optimizer, ...groups.map((group) => group.optimizer)].flatMap((given) => (given as { name?: string } | undefined)?.name ?? []);
   const revisions = Object.fromEntries(names.map((name) => [name, registry.get(name)?.revision ?? 0]));
   return receipts.begin({ method, options: optionsOf(call), revisions, part: receipt === true ? undefined : receipt });

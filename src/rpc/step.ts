@@ -28,8 +28,9 @@ export const step: Method<StepParams> = {
       else for (const [optimizer, elements] of Object.entries(output.elements)) telemetry.countElements(optimizer, elements);
       return output;
     });
+    if (!draft) return { ...delivered, ...result.report };
     const { step, skipped } = result.report;
-    return { ...delivered, ...result.report, ...(draft && { receipt: await draft.finish({ step, skipped }) }) };
+    return { ...delivered, ...result.report, receipt: await draft.finish({ step, skipped }) };
   },
 };
 

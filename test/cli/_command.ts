@@ -8,7 +8,7 @@ import { childEnv } from "../support/env.ts";
 import { started } from "../support/service.ts";
 import { root } from "../support/tree.ts";
 
-export const COMMANDS: readonly string[] = ["serve", "inspect", "convert", "plan", "bench"];
+export const COMMANDS: readonly string[] = ["serve", "inspect", "convert", "plan", "verify", "bench"];
 
 export const main = join(root, "src/cli/main.ts");
 

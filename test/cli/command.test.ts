@@ -34,7 +34,7 @@ test("--help takes precedence over missing arguments", async () => {
 const WRONG: readonly (readonly [readonly string[], RegExp])[] = [
   [[], /^stepd: expected a command: serve, .*; found none$/],
   [["inspekt"], /^stepd: expected one of .* \(the nearest is inspect\), found "inspekt"$/],
-  [["foo"], /^stepd: expected one of serve, inspect, convert, plan, bench, found "foo"$/],
+  [["foo"], /^stepd: expected one of serve, inspect, convert, plan, verify, bench, found "foo"$/],
   [["Plan"], /\(the nearest is plan\), found "Plan"$/],
   [["inspect"], /^stepd: FILE: expected an argument, found none$/],
   [["inspect", "a", "b"], /^stepd: expected FILE, found "b" besides$/],

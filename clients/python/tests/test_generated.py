@@ -95,7 +95,7 @@ def test_error_classes_form_a_tree() -> None:
 def test_step_options_are_those_of_the_wire() -> None:
     schema = json.loads((ROOT / "schemas/step.schema.json").read_text())
     of_wire = schema["properties"].keys() - {"optimizer", "params", "grads", "state"}
-    assert stepd.StepOptions.__optional_keys__ == of_wire | {"cached"}
+    assert stepd.StepOptions.__optional_keys__ == of_wire | {"cached", "ledger"}
 
 
 @pytest.mark.parametrize("kind", [stepd.Client, stepd.ShardedClient, stepd.AsyncClient])

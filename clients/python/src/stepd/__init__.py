@@ -24,6 +24,7 @@ from ._errors import (
     TimeoutError,  # noqa: A004
     TransportError,
 )
+from ._ledger import Ledger, Receipt
 from ._options import Reply, StepOptions
 from ._reduce import Reduce, ReduceResult, Reduction, Update
 from ._retry import Retry
@@ -45,7 +46,9 @@ __all__ = [
     "Client",
     "ConnectError",
     "Conversion",
+    "Ledger",
     "NormsResult",
+    "Receipt",
     "Reduce",
     "ReduceResult",
     "Reduction",

@@ -67,7 +67,8 @@ def check(
 
     Raises :class:`stepd.InvalidParams`, which names the field.
     """
-    own: StepOptions = {**options}
+    # This step is no part of the run.
+    own: StepOptions = {**options, "ledger": None}
     if resident:
         # A server without a cache refuses a reply without a state.
         own["reply"] = {**(own.get("reply") or {}), "state": "none", "cache": True}

@@ -215,7 +215,11 @@ class AsyncClient:
         call = calls.step(
             optimizer, params, grads, state, step_options(options), self._shared
         )
-        return await self._run(call, timeout)
+        result = await self._run(call, timeout)
+        ledger = options.get("ledger")
+        if ledger is not None:
+            await asyncio.to_thread(ledger.append, result)
+        return result
 
     async def init(
         self,

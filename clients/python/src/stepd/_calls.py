@@ -33,6 +33,7 @@ from ._checks import (
 )
 from ._error_table import BlobMissing, InvalidParams
 from ._errors import StepdError
+from ._ledger import Receipt
 from ._options import Groups, Optimizer, Reply, Schedule, Slices, StepOptions
 from ._reduce import (
     AnyUpdate,
@@ -166,6 +167,8 @@ class StepResult:
     cached: Cached | None = None
     #: What the option ``reduce`` combined.
     reduce: Reduction | None = None
+    #: With the option ``receipt``: the receipt of each call, for a :class:`Ledger`.
+    receipts: tuple[Receipt, ...] = field(default=(), repr=False)
 
     if not TYPE_CHECKING:
 
@@ -285,6 +288,8 @@ def step(
     fields: Json = {"optimizer": optimizer, **options}
     reply: Reply = fields.pop("reply", None) or {}
     cached: Cached = fields.pop("cached", None) or Cached()
+    if fields.pop("ledger", None) is not None:
+        fields["receipt"] = fields.get("receipt") or True
     if fields.get("clip") is not None:
         fields["clip"] = _clip_on_wire(fields["clip"])
     if cached.shards:
@@ -407,8 +412,25 @@ class _Step:
             warnings=tuple(answer.get("warnings", ())),
             cached=_cached(answer.get("cached")),
             reduce=reduction_of(answer["reduce"]) if "reduce" in answer else None,
+            receipts=self._receipts(answer, file),
         )
         return result if has_state else without_state(result)
+
+    def _receipts(
+        self, answer: Json, file: Callable[[str], memoryview]
+    ) -> tuple[Receipt, ...]:
+        if "receipt" not in answer:
+            return ()
+        is_rounded = self.reply.get("params") == "bf16"
+        outputs = {
+            "rounded_params" if field == "params" and is_rounded else field: [
+                file(field)
+            ]
+            for field in ("params", "state")
+            if field in answer
+        }
+        inputs = {field: blob.parts for field, blob in self.whole.items()}
+        return (Receipt(answer["receipt"], inputs, outputs),)
 
 
 def _cached(cached: Json | None) -> Cached | None:

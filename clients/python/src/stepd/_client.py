@@ -190,7 +190,11 @@ class Client(Splitter):
             return self._step_in_parts(
                 optimizer, params, grads, state, options, Span(limit)
             )
-        return self._step_once(optimizer, params, grads, state, options, timeout)
+        result = self._step_once(optimizer, params, grads, state, options, timeout)
+        ledger = options.get("ledger")
+        if ledger is not None:
+            ledger.append(result)
+        return result
 
     def _step_once(
         self,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 if TYPE_CHECKING:
     from ._calls import Cached
+    from ._ledger import Ledger
     from ._reduce import Reduce
 
 Optimizer = Mapping[str, Any]
@@ -68,6 +69,11 @@ class StepOptions(TypedDict, total=False):
     master_weights: bool | None
     #: ``{"seed": 1}`` rounds bfloat16 parameters stochastically.
     stochastic_rounding: Mapping[str, int] | None
+    #: True adds a receipt to the result. ``{"index": 0, "count": 2}`` says which part
+    #: of a step the call is.
+    receipt: bool | Mapping[str, int] | None
+    #: Receives the receipts of the step before the step returns.
+    ledger: Ledger | None
     #: The contents of the reply.
     reply: Reply | None
     #: ``cached`` of an earlier result; the client does not send the blobs that it

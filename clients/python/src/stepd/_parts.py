@@ -384,6 +384,8 @@ class Splitter:
         non_finite = options.get("non_finite")
         cached = options.get("cached")
         loss_scale = options.get("loss_scale")
+        ledger = options.pop("ledger", None)
+        has_receipts = bool(options.pop("receipt", None)) or ledger is not None
         reply = options.get("reply") or {}
         given_slices = options.get("slices")
         groups = options.get("groups")
@@ -412,6 +414,7 @@ class Splitter:
             if clips_by_norm(optimizer, clip):
                 options["clip"] = {**(clip or {}), "total_norm": total_norm(norms)}
 
+        places = {id(part): index for index, part in enumerate(parts)}
         has_state = reply.get("state") != "none"
         joiner = _Joiner(self._pool_of_results())
 
@@ -419,6 +422,9 @@ class Splitter:
             def step(client: Caller) -> tuple[StepResult, str]:
                 own_options: StepOptions = {**options, "cached": part.cached}
                 own_options["slices"] = part.slices_on_wire(part.names, given_slices)
+                if has_receipts:
+                    place = {"index": places[id(part)], "count": len(parts)}
+                    own_options["receipt"] = place if len(parts) > 1 else True
                 result = client._step_once(
                     optimizer,
                     inputs.params_of(part),
@@ -475,8 +481,17 @@ class Splitter:
             skipped=skipped,
             warnings=tuple(joined_sentences(warnings)),
             cached=Cached(shards=kept) if any(one.cached for one in results) else None,
+            # The results of the parts lie in memory that later steps use again.
+            receipts=tuple(
+                replace(receipt, outputs={})
+                for result in results
+                for receipt in result.receipts
+            ),
         )
-        return joined if has_state else without_state(joined)
+        result = joined if has_state else without_state(joined)
+        if ledger is not None:
+            ledger.append(result)
+        return result
 
     def _norms(
         self,

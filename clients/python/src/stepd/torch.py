@@ -380,6 +380,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
             which = "stats"
         elif options.get("non_finite") == "skip":
             which = 'non_finite="skip"'
+        elif options.get("ledger") is not None:
+            which = "a ledger"
         if which:
             raise ValueError(
                 "overlap: expected options that do not need all gradients at once, "

@@ -534,7 +534,9 @@ class Splitter:
         sizes = {name: size_of(name) for name in params}
         limit = self._part_limit(sum(sizes.values()))
         parts = [Part({})]
-        room = limit
+        # The first part is short, so that connections do not send at the same time and
+        # then receive at the same time.
+        room = limit if self._request_bytes else limit // 2
         for name, size in sizes.items():
             info = TensorInfo(
                 np.shape(params[name]), is_double(params[name]), taken.get(name, 0)
@@ -570,16 +572,12 @@ class Splitter:
 def _cuts(
     info: TensorInfo, size: int, limit: int, can_slice: bool
 ) -> list[tuple[Range | None, int]]:
-    """Return the slices of a tensor with their bytes, or the whole tensor."""
+    """Return the shards of a tensor with their bytes, or the whole tensor."""
     count = math.prod(info.shape)
     if not can_slice or size <= limit:
         return [(None, size)]
-    shards = max(1, int(limit / (size / count) / SHARD_ELEMENTS))
-    step = shards * SHARD_ELEMENTS
-    begins = range(0, count, step)
-    if len(begins) == 1:
-        return [(None, size)]
-    ranges = [(begin, min(begin + step, count)) for begin in begins]
+    begins = range(0, count, SHARD_ELEMENTS)
+    ranges = [(begin, min(begin + SHARD_ELEMENTS, count)) for begin in begins]
     return [(cut, (cut[1] - cut[0]) * size // count) for cut in ranges]
 
 

@@ -14,6 +14,7 @@ export {
 } from "./client.ts";
 export type { ErrorName } from "./errors.gen.ts";
 export { StepdError, TransportError } from "./errors.ts";
+export { Ledger, type LedgerInput, type LedgerOptions } from "./ledger.ts";
 export type { ReduceInput, ReduceResult, ReduceSettings, Update } from "./reduce.ts";
 export { type CachedShard, ShardedClient, type ShardedInput, type ShardedOptions, type ShardedResult } from "./sharded.ts";
 export { State } from "./state.ts";
@@ -32,6 +33,7 @@ export type {
   Optimizer,
   PlanParams,
   PlanResult,
+  Receipt,
   Schedule,
   Stats,
 } from "./wire.gen.ts";

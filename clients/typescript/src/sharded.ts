@@ -11,7 +11,7 @@ import { State } from "./state.ts";
 import { compareUtf8, type DType, dtypeOf, type Tensor, type Tensors } from "./tensors.ts";
 import { type CallOptions, CLIENT_OPTIONS, type ClientOptions, requireCallOptions } from "./transport.ts";
 import { joinedWarnings } from "./warnings.ts";
-import type { Cached, NormsResult } from "./wire.gen.ts";
+import type { Cached, NormsResult, Receipt } from "./wire.gen.ts";
 
 export interface ShardedOptions extends ClientOptions {
   /** Approximate bytes of parameters, gradients and state per call. A larger tensor gets a call of its own. */
@@ -50,7 +50,10 @@ export interface ShardedInput extends Omit<StepInput, "params" | "stats" | "cach
   readonly cached?: readonly CachedShard[] | undefined;
 }
 
-export interface ShardedResult extends Omit<StepResult, "stats" | "cached"> {
+export interface ShardedResult extends Omit<StepResult, "stats" | "cached" | "receipt"> {
+  /** The receipt of each call, for a Ledger. */
+  readonly receipts?: readonly Receipt[] | undefined;
+  readonly receipt?: undefined;
   readonly cached?: readonly CachedShard[] | undefined;
 }
 
@@ -124,9 +127,12 @@ export class ShardedClient {
     // The first call takes every gradient and state without a parameter, so that the server refuses the call.
     for (const name of [...Object.keys(grads), ...(state?.parameters ?? [])]) if (!Object.hasOwn(infos, name)) shards[0]?.names.add(name);
     let { clip, others_non_finite } = settings;
-    const inputOf = ({ names, cachedShard }: Shard): StepInput => {
+    const inputOf = (shard: Shard): StepInput => {
+      const { names, cachedShard } = shard;
+      const place = { index: shards.indexOf(shard), count: shards.length };
       const part = {
         ...settings,
+        receipt: settings.receipt && (shards.length > 1 ? place : true),
         clip,
         others_non_finite,
         params: params && pick(params, names),
@@ -183,6 +189,7 @@ export class ShardedClient {
       lr: (results[shards.findIndex(({ names }) => names.has(lrTensor))] ?? results[0])?.lr as number,
       skipped,
       ...(warnings.length > 0 && { warnings }),
+      ...(settings.receipt && { receipts: results.flatMap(({ receipt }) => receipt ?? []) }),
       ...(results.some((result) => result.cached) && {
         cached: answers.map(({ result, url }, index) => ({
           url,

@@ -95,10 +95,6 @@ export class Ledger {
     this.#files.closeSync(this.#fd);
   }
 
-  [Symbol.dispose](): void {
-    this.close();
-  }
-
   #store(folder: string, { inputs }: Receipt, count: number, input: LedgerInput | undefined): void {
     if (count > 1) throw new TypeError("blobs: expected the result of a Client, found a ShardedClient's, whose parts have blobs of their own");
     if (!input) throw new TypeError("input: expected the tensors of the step, which blobs keeps, found none");

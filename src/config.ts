@@ -1,6 +1,7 @@
 /** Reads the configuration from the environment, checks and freezes it. No other file reads the environment. */
 import { nearest } from "./errors/nearest.ts";
 import { type Machine, readMachine } from "./machine.ts";
+import { LOG_LEVELS } from "./telemetry/levels.ts";
 
 const MIB = 2 ** 20;
 const MAX_ARENA_MIB = 4096;
@@ -17,6 +18,8 @@ export interface Config {
   readonly wideVectors: string;
   readonly arenaMib: number;
   readonly logLevel: string;
+  /** "on" logs a line for each call. */
+  readonly accessLog: string;
   readonly requestTimeoutMs: number;
   readonly idleTimeoutMs: number;
   readonly drainTimeoutMs: number;
@@ -166,7 +169,13 @@ const settingsOf = (machine: Machine) =>
       name: "STEPD_LOG_LEVEL",
       help: "trace, debug, info, warn, error, fatal or silent",
       initial: "info",
-      parse: oneOf(["trace", "debug", "info", "warn", "error", "fatal", "silent"]),
+      parse: oneOf(LOG_LEVELS),
+    },
+    accessLog: {
+      name: "STEPD_ACCESS_LOG",
+      help: "on or off; on logs a line for each call at level info: caller, method, outcome, bytes and seconds by phase",
+      initial: "off",
+      parse: oneOf(["on", "off"]),
     },
     requestTimeoutMs: {
       name: "STEPD_REQUEST_TIMEOUT_MS",

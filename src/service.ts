@@ -8,9 +8,10 @@ import type { Server as TlsServer } from "node:tls";
 import { fileURLToPath } from "node:url";
 import { Arena } from "./arena/arena.ts";
 import { Blobs, ResultCache, SharedFolder } from "./blobs/blobs.ts";
-import { type Config, ConfigError } from "./config.ts";
+import { type Config, ConfigError, namedSettings } from "./config.ts";
 import { Engine } from "./engine/engine.ts";
 import {
+  Callers,
   createAdminServer,
   createHttpServer,
   HeapBudget,
@@ -33,7 +34,10 @@ const PAGE = fileURLToPath(new URL("../build/page", import.meta.url));
 
 export const version = (JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8")) as { version: string }).version;
 
-const limitsOf = ({ requestTimeoutMs, idleTimeoutMs, minBodyRate, maxConnections, maxInFlight }: Config): Limits => ({
+/** The workers stay busy with at least this many calls in turn, because each call also has parts that no worker computes. */
+const MIN_COMPUTING = 4;
+
+const limitsOf = ({ requestTimeoutMs, idleTimeoutMs, minBodyRate, maxConnections, maxInFlight, workers }: Config): Limits => ({
   maxCompressedBytes: MIB,
   maxInflatedBytes: 16 * MIB,
   requestTimeoutMs,
@@ -42,6 +46,7 @@ const limitsOf = ({ requestTimeoutMs, idleTimeoutMs, minBodyRate, maxConnections
   minBodyRate,
   maxConnections,
   maxInFlight,
+  maxComputing: Math.max(MIN_COMPUTING, 2 * workers),
 });
 
 /** Large inputs leave this fraction of the arena free for small calls. */
@@ -79,24 +84,31 @@ export class Service implements AsyncDisposable {
     const limits = limitsOf(config);
     const files = tlsFiles(config);
     const tls = files && checkTls(files);
-    if (tls) telemetry.setCertificates(tls.certificates);
+    if (tls) {
+      telemetry.logFirstRead("STEPD_TLS_CERT_FILE");
+      telemetry.setCertificates(tls.certificates);
+    }
     const tokens = config.tokensFile === "" ? undefined : this.#watches.use(readTokens(config.tokensFile, telemetry));
     const folder = config.sharedDir === "" ? undefined : openFolder(config.sharedDir);
     const key = config.receiptKeyFile === "" ? undefined : readReceiptKey(config.receiptKeyFile);
     this.#hasher = new Hasher(pool.workers);
     const cache = config.cacheMib === 0 ? undefined : new ResultCache(arena, Math.min(config.cacheMib * MIB, arena.capacity));
+    const callers = new Callers(limits);
     const http = {
       admission: arena,
       heap: new HeapBudget(config.maxJsonMib * MIB),
       rpc: new Rpc(version, {
         engine: new Engine(pool, arena.capacity),
-        blobs: (caller) => new Blobs(folder, cache, caller),
+        blobs: (caller) => new Blobs(folder, cache, caller, callers.cacheLimit(caller)),
         telemetry,
         receipts: new Receipts(version, this.#hasher, key),
       }),
       telemetry,
       limits,
       authenticator: tokens,
+      callers,
+      accessLog: config.accessLog === "on",
+      settings: namedSettings(config),
       tls: tls?.options,
       corsOrigins: config.corsOrigins,
       version,
@@ -124,7 +136,7 @@ export class Service implements AsyncDisposable {
         },
       }),
     };
-    telemetry.observe({ arena, pool, folder, cache, isReady: http.isReady });
+    telemetry.observe({ arena, pool, folder, cache, callers, isReady: http.isReady });
     this.#http = createHttpServer(http);
     this.#server = this.#http.server;
     if (http.hasAdmin) this.#admin = createAdminServer(http);
@@ -295,7 +307,9 @@ const readTokens = (path: string, telemetry: Telemetry): Tokens => {
     telemetry.logReload("STEPD_TOKENS_FILE", error, error ? {} : { tokens: result });
   };
   try {
-    return new Tokens(path, { onReload });
+    const tokens = new Tokens(path, { onReload });
+    telemetry.logFirstRead("STEPD_TOKENS_FILE");
+    return tokens;
   } catch (error) {
     throw new ConfigError(`STEPD_TOKENS_FILE: ${(error as Error).message}`);
   }

@@ -29,13 +29,15 @@ const sizeOf = ({ start, end }: Block): number => end - start;
 
 const roundUp = (bytes: number): number => Math.ceil(bytes / ALIGNMENT) * ALIGNMENT;
 
-/** Limits a call's use of the JavaScript heap. Its methods throw OVERLOADED or PAYLOAD_TOO_LARGE. */
-export interface HeapMeter {
+/** Limits a call's use of memory. Its methods throw OVERLOADED or PAYLOAD_TOO_LARGE. */
+export interface Meter {
   /** Reserves heap for the header of one more blob. */
   addHeader(bytes: number): void;
+  /** Throws OVERLOADED if `bytes` more of the arena exceed the limit of the call's caller. */
+  requireArena(bytes: number): void;
 }
 
-const UNMETERED: HeapMeter = { addHeader: () => {} };
+const UNMETERED: Meter = { addHeader: () => {}, requireArena: () => {} };
 
 export class Arena {
   readonly memory: WebAssembly.Memory;
@@ -52,8 +54,8 @@ export class Arena {
   #highWater = 0;
   #leases = 0;
   readonly #drainRate = new DrainRate();
-  /** Frees the memory of a call other than `requester`, or returns false. The receiver of bodies sets this hook and rejects a late body. */
-  reclaim: (requester: object) => boolean = () => false;
+  /** Frees memory of a call other than that of the meter, which needs `bytes`; or returns false. http/ sets this hook. */
+  reclaim: (requester: Meter, bytes: number) => boolean = () => false;
   /** Frees retained memory, least recently used first; false if there is none left. Set by the cache of results. */
   evict: () => boolean = () => false;
 
@@ -92,13 +94,13 @@ export class Arena {
   }
 
   /** Opens a lease with a first block of `bytes`, if not 0. Throws PAYLOAD_TOO_LARGE if the bytes can never fit, OVERLOADED if not now. */
-  lease(bytes: number, heap: HeapMeter = UNMETERED): Lease {
+  lease(bytes: number, meter: Meter = UNMETERED): Lease {
     const lease = new Lease(
       this,
       () => {
         this.#leases--;
       },
-      heap,
+      meter,
     );
     this.#leases++;
     try {
@@ -121,7 +123,7 @@ export class Arena {
     // A call that has no room beside the other leases evicts nothing, because it is refused anyway.
     const evict = (): boolean => isAllowed() && this.used + size <= this.capacity && this.evict();
     let index = find();
-    while (index < 0 && held + size <= this.capacity && (evict() || this.reclaim(requester))) index = find();
+    while (index < 0 && held + size <= this.capacity && (evict() || this.reclaim(requester.meter, size))) index = find();
     const hole = this.#free[index];
     if (!hole) throw this.#allocationError(bytes, size, held);
     const block = { start: hole.start, end: hole.start + size };
@@ -200,8 +202,8 @@ export class Arena {
 /** The memory of one request. All its blocks are freed when the lease is disposed (`using`). */
 export class Lease implements Disposable {
   readonly arena: Arena;
-  /** Limits the call's use of the JavaScript heap. */
-  readonly heap: HeapMeter;
+  /** Limits the call's use of memory. */
+  readonly meter: Meter;
   readonly #blocks: Block[] = [];
   readonly #shared: Retained[] = [];
   readonly #onRelease: () => void;
@@ -209,15 +211,20 @@ export class Lease implements Disposable {
   #held = 0;
   #isReleased = false;
 
-  constructor(arena: Arena, onRelease: () => void, heap: HeapMeter = UNMETERED) {
+  constructor(arena: Arena, onRelease: () => void, meter: Meter = UNMETERED) {
     this.arena = arena;
-    this.heap = heap;
+    this.meter = meter;
     this.#onRelease = onRelease;
   }
 
   /** The memory of the whole arena. Addresses from `alloc` are offsets in it. */
   get bytes(): Buffer {
     return this.arena.bytes;
+  }
+
+  /** The bytes of the lease's blocks. */
+  get held(): number {
+    return this.#held;
   }
 
   /** The address of the lease's first block. */
@@ -237,6 +244,7 @@ export class Lease implements Disposable {
 
   #allocate(bytes: number, isInput?: true): number {
     if (this.#isReleased) throw new Error("this lease has been released");
+    this.meter.requireArena(bytes);
     const block = this.arena.allocate(bytes, this, this.#held, isInput);
     this.#blocks.push(block);
     this.#held += sizeOf(block);
@@ -258,6 +266,7 @@ export class Lease implements Disposable {
     const index = this.#blocks.findIndex((block) => block.start === start);
     const old = this.#blocks[index];
     if (!old) throw new Error(`no block of this lease starts at ${start}`);
+    this.meter.requireArena(minBytes - sizeOf(old));
     this.#held -= sizeOf(old);
     this.arena.extend(old, minBytes, maxBytes);
     this.#held += sizeOf(old);

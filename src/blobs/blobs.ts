@@ -106,16 +106,19 @@ export class Blobs {
   readonly #folder: SharedFolder | undefined;
   readonly #cache: ResultCache | undefined;
   readonly #caller: string | undefined;
+  readonly #cacheLimit: number | undefined;
   /** The cached results that the call names. */
   readonly #sources = new Set<CachedResult>();
   /** The seconds spent on files and the cache. */
   seconds = 0;
 
   /** `caller` is the name of the request's token. Calls that reference files need `folder`; calls that reference cached blobs need `cache`. */
-  constructor(folder: SharedFolder | undefined, cache: ResultCache | undefined, caller: string | undefined) {
+  /** The results of `caller` take at most `cacheLimit` bytes of the cache. */
+  constructor(folder: SharedFolder | undefined, cache: ResultCache | undefined, caller: string | undefined, cacheLimit?: number) {
     this.#folder = folder;
     this.#cache = cache;
     this.#caller = caller;
+    this.#cacheLimit = cacheLimit;
   }
 
   /** Reads all referenced blobs into the lease. Throws INVALID_PARAMS or BLOB_MISSING with the field, or an error of the arena. */
@@ -162,7 +165,7 @@ export class Blobs {
     const cache = reply.cache === true ? this.#cache : undefined;
     const keeper = cache && {
       capacity: cache.capacity,
-      keep: (blobs: Readonly<Record<string, Parts>>, digests: Digests) => cache.keep(blobs, [...this.#sources], this.#caller, lease, digests),
+      keep: (blobs: Readonly<Record<string, Parts>>, digests: Digests) => cache.keep(blobs, [...this.#sources], this.#caller, lease, digests, this.#cacheLimit),
     };
     const delivery = new Delivery(reply, ranges, keeper, (work) => this.#timed(work));
     try {

@@ -1,7 +1,7 @@
 /**
  * The cache of results. A result stays in the arena under random handles; the next call names a handle instead of sending the bytes.
  * The cache is off by default and limited in bytes. It frees memory as soon as a call needs it, so a caller must be able to send any
- * blob again. Each caller finds only its own blobs.
+ * blob again. Each caller finds only its own blobs. When the cache is full, the caller that holds the most loses a result.
  */
 import { randomBytes } from "node:crypto";
 import { LRUCache } from "lru-cache";
@@ -28,6 +28,7 @@ export interface CachedResult {
 export class ResultCache {
   readonly capacity: number;
   readonly #results: LRUCache<string, CachedResult>;
+  readonly #usedBy = new Map<string | undefined, number>();
   hits = 0;
   misses = 0;
   evictions = 0;
@@ -37,22 +38,42 @@ export class ResultCache {
     this.capacity = capacity;
     this.#results = new LRUCache({
       maxSize: capacity,
-      sizeCalculation: ({ blobs }) =>
-        Math.max(
-          [...blobs.values()].reduce((sum, { bytes }) => sum + bytes.length, 0),
-          1,
-        ),
-      dispose: ({ memory }, _, reason) => {
+      sizeCalculation: sizeOf,
+      dispose: (result, _, reason) => {
         if (reason === "evict") this.evictions++;
-        memory.release();
+        this.#count(result.caller, -sizeOf(result));
+        result.memory.release();
       },
     });
-    arena.evict = () => {
-      if (this.#results.size === 0) return false;
+    arena.evict = () => this.#evict();
+  }
+
+  #count(caller: string | undefined, bytes: number): void {
+    const used = this.usedBy(caller) + bytes;
+    if (used > 0) this.#usedBy.set(caller, used);
+    else this.#usedBy.delete(caller);
+  }
+
+  /** Drops the least recently used result of `caller`, or else of the caller that holds the most. Returns false if there is none. */
+  #evict(caller = this.#largestCaller()): boolean {
+    for (const result of this.#results.rvalues()) {
+      if (result?.caller !== caller || !result) continue;
       this.evictions++;
-      this.#results.pop();
+      this.#results.delete(result.id);
       return true;
-    };
+    }
+    return false;
+  }
+
+  #largestCaller(): string | undefined {
+    let largest: string | undefined;
+    for (const [caller, bytes] of this.#usedBy) if (bytes > this.usedBy(largest)) largest = caller;
+    return largest;
+  }
+
+  /** Bytes of the results of one caller. */
+  usedBy(caller: string | undefined): number {
+    return this.#usedBy.get(caller) ?? 0;
   }
 
   /** Bytes in the cache. */
@@ -78,7 +99,7 @@ export class ResultCache {
    * Keeps the blobs of a call and returns their handles by field. Blobs in the arena stay in place; others are copied there. `sources`
    * are the cached results that the call read. `digests` are the known digests of blobs by field. The results from which they were computed are freed, because no caller needs them
    * any more. An earlier result of the same sources is freed, too. Returns undefined, and keeps nothing, if the blobs exceed the
-   * capacity. Throws OVERLOADED or PAYLOAD_TOO_LARGE if a copy has no room.
+   * capacity or the caller's `limit` in bytes. Throws OVERLOADED or PAYLOAD_TOO_LARGE if a copy has no room.
    */
   async keep(
     blobs: Readonly<Record<string, Parts>>,
@@ -86,9 +107,14 @@ export class ResultCache {
     caller: string | undefined,
     lease: Lease,
     digests: Readonly<Record<string, string>> = {},
+    limit = Number.POSITIVE_INFINITY,
   ): Promise<Readonly<Record<string, string>> | undefined> {
     const fields = Object.entries(blobs);
-    if (fields.reduce((sum, [, { length }]) => sum + length, 0) > this.capacity) return undefined;
+    const size = Math.max(
+      fields.reduce((sum, [, { length }]) => sum + length, 0),
+      1,
+    );
+    if (size > Math.min(this.capacity, limit)) return undefined;
     const views: (readonly [string, Buffer])[] = [];
     for (const [field, blob] of fields) views.push([field, viewOf(blob, lease) ?? (await inTurns(copyOf(blob, lease)))]);
     for (const { sources: earlier, successor } of sources) for (const result of successor ? [...earlier, successor] : earlier) this.#results.delete(result.id);
@@ -100,10 +126,20 @@ export class ResultCache {
       source.sources = [];
       source.successor = result;
     }
+    while (this.usedBy(caller) + size > limit && this.#evict(caller));
+    // The cache itself would drop the least recently used result, whoever holds it.
+    this.#count(caller, size);
+    while (this.used + size > this.capacity && this.#evict());
     this.#results.set(id, result);
     return Object.fromEntries(fields.map(([field]) => [field, `${id}.${field}`]));
   }
 }
+
+const sizeOf = ({ blobs }: CachedResult): number =>
+  Math.max(
+    [...blobs.values()].reduce((sum, { bytes }) => sum + bytes.length, 0),
+    1,
+  );
 
 /** A blob that lies in the arena in one piece. */
 const viewOf = ({ pieces }: Parts, { bytes }: Lease): Buffer | undefined => {

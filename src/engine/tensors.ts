@@ -75,7 +75,7 @@ export const beginCopy = (bytes: Buffer, code: ErrorName, lease: Lease): Buffer 
 
 const reserveHeader = (file: Buffer, code: ErrorName, lease: Lease): Buffer => {
   const header = headerEnd(file);
-  lease.heap.addHeader(header <= file.length ? (code === "TENSORS_CORRUPT" ? TENSOR_HEADER_WEIGHT : 1) * header : 0);
+  lease.meter.addHeader(header <= file.length ? (code === "TENSORS_CORRUPT" ? TENSOR_HEADER_WEIGHT : 1) * header : 0);
   return file;
 };
 
@@ -181,7 +181,7 @@ const NON_FINITE: Readonly<Record<string, number>> = { NaN: Number.NaN, Infinity
 const HEADER_BYTES_PER_PLAIN_TENSOR = 128;
 
 /** Reserves heap for the descriptions of plain tensors. `loadBlob` does so for the header of a blob. */
-export const reservePlainTensors = (count: number, lease: Lease): void => lease.heap.addHeader(HEADER_BYTES_PER_PLAIN_TENSOR * count);
+export const reservePlainTensors = (count: number, lease: Lease): void => lease.meter.addHeader(HEADER_BYTES_PER_PLAIN_TENSOR * count);
 
 /** Loops over plain values yield after this many values. */
 const VALUES_PER_YIELD = 16384;

@@ -37,6 +37,8 @@ export interface ErrorDetail {
   readonly found?: string | undefined;
   /** The call may succeed after this many seconds. */
   readonly retry_after?: number | undefined;
+  /** Whose limit refused the call: that of the server, or that or the share of its caller. */
+  readonly limit?: "server" | "caller" | undefined;
   /** The names of the first few affected tensors. */
   readonly tensors?: readonly string[] | undefined;
 }

@@ -435,6 +435,14 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "description": "Seconds to wait before a retry.",
         "type": "integer"
       },
+      "limit": {
+        "description": "Whose limit refused an OVERLOADED call: that of the server, or that of the caller or its share.",
+        "type": "string",
+        "enum": [
+          "server",
+          "caller"
+        ]
+      },
       "tensors": {
         "description": "The first of the tensors concerned.",
         "type": "array",

@@ -1046,6 +1046,10 @@ found?: string
  */
 retry_after?: number
 /**
+ * Whose limit refused an OVERLOADED call: that of the server, or that of the caller or its share.
+ */
+limit?: ("server" | "caller")
+/**
  * The first of the tensors concerned.
  */
 tensors?: string[]

@@ -3,6 +3,7 @@ import type { ServerResponse } from "node:http";
 import type { Server, Socket } from "node:net";
 import type { Refusal, Telemetry } from "../telemetry/telemetry.ts";
 import type { Limits } from "./_types.ts";
+import type { Callers } from "./callers.ts";
 
 /** This many connections above the limit still receive an error reply. Node closes further ones without a reply. */
 const SURPLUS_CONNECTIONS = 64;
@@ -21,6 +22,7 @@ interface Pipeline {
 
 export class Connections {
   readonly #telemetry: Telemetry;
+  readonly #callers: Callers;
   readonly #limit: number;
   #open = 0;
   readonly #surplus = new WeakSet<Socket>();
@@ -29,8 +31,9 @@ export class Connections {
   readonly #pipelines = new WeakMap<Socket, Pipeline>();
   readonly #silent = new WeakSet<Socket>();
 
-  constructor(telemetry: Telemetry, { maxConnections }: Limits) {
+  constructor(telemetry: Telemetry, callers: Callers, { maxConnections }: Limits) {
     this.#telemetry = telemetry;
+    this.#callers = callers;
     this.#limit = maxConnections;
   }
 
@@ -43,7 +46,8 @@ export class Connections {
       socket.once("close", () => this.#open--);
     });
     server.on(isTls ? "secureConnection" : "connection", (socket: Socket) => {
-      if (this.#open > this.#limit) this.#markSurplus(socket);
+      this.#callers.connect(socket);
+      if (this.#open > this.#limit && !this.#closeSpare(socket)) this.#markSurplus(socket);
       // Node replies to a malformed request only if "clientError" has no listener. The socket emits the same error, so the listener is there.
       socket.on("error", ({ code = "" }: NodeJS.ErrnoException) => {
         const reason = reasonOf(code);
@@ -59,6 +63,15 @@ export class Connections {
       socket.on("error", () => {});
       socket.end("HTTP/1.1 405 Method Not Allowed\r\nAllow: GET, HEAD, POST\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
     });
+  }
+
+  /** Closes an idle connection of the caller with the most connections to make room. Returns false if there is none. */
+  #closeSpare(socket: Socket): boolean {
+    const spare = this.#callers.spareSocket(socket);
+    if (!spare) return false;
+    this.#telemetry.countRefusal("CONNECTIONS");
+    spare.destroy();
+    return true;
   }
 
   #markSurplus(socket: Socket): void {

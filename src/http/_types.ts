@@ -2,6 +2,7 @@
 import type { ServerOptions } from "node:https";
 import type { Lease, Rpc } from "../rpc/rpc.ts";
 import type { Telemetry } from "../telemetry/telemetry.ts";
+import type { Callers, Identity } from "./callers.ts";
 import type { HeapBudget, HeapShare, Reclaim } from "./heap.ts";
 
 /** The limits of connections and requests. */
@@ -20,19 +21,24 @@ export interface Limits {
   readonly minBodyRate: number;
   readonly maxConnections: number;
   readonly maxInFlight: number;
+  /** At most this many calls compute at once; more wait for their turns. */
+  readonly maxComputing: number;
 }
 
 /** Admits calls: opens a lease if the arena has room. */
 export interface Admission {
   /** Opens a lease. Throws OVERLOADED or PAYLOAD_TOO_LARGE. */
   lease(bytes: number, heap: HeapShare): Lease;
-  /** Frees another call's memory when there is no room. http/ sets this hook. */
+  /** The bytes that all leases hold, and the bytes that they may hold. */
+  readonly used: number;
+  readonly capacity: number;
+  /** Frees another call's memory when there is no room. The server sets this hook. */
   reclaim: Reclaim;
 }
 
 export interface Authenticator {
-  /** Returns the name of the token in an Authorization header. Throws UNAUTHENTICATED. */
-  callerOf(authorization: string | undefined): string;
+  /** Returns the name and the limits of the token in an Authorization header. Throws UNAUTHENTICATED. */
+  callerOf(authorization: string | undefined): Identity;
 }
 
 /** The services and settings that the HTTP server needs. */
@@ -45,6 +51,7 @@ export interface Service {
   readonly limits: Limits;
   /** Undefined if calls need no token. */
   readonly authenticator: Authenticator | undefined;
+  readonly callers: Callers;
   readonly tls: ServerOptions | undefined;
   readonly corsOrigins: readonly string[];
   readonly version: string;
@@ -52,6 +59,10 @@ export interface Service {
   readonly page: string | undefined;
   /** The base URLs of the replicas whose metrics the page shows. */
   readonly pageReplicas: readonly string[];
+  /** True if the log has a line at level info for each call. */
+  readonly accessLog: boolean;
+  /** The settings by variable name, without secrets. */
+  readonly settings: Readonly<Record<string, unknown>>;
   /** True if the admin server serves /metrics. */
   readonly hasAdmin: boolean;
   /** True if load balancers may send calls. False from the start of a drain. */

@@ -10,7 +10,8 @@ import type { Request, Response } from "express";
 import { StepdError } from "../errors/errors.ts";
 import type { Lease } from "../rpc/rpc.ts";
 import type { Admission, Limits } from "./_types.ts";
-import type { HeapBudget, HeapShare } from "./heap.ts";
+import type { Flight } from "./callers.ts";
+import type { HeapShare } from "./heap.ts";
 import type { MediaType } from "./negotiate.ts";
 
 /** A body of unknown length starts with a block of this many bytes. The block doubles as the body grows. */
@@ -60,10 +61,12 @@ interface ReceiveOptions {
   readonly res: Response;
   readonly type: MediaType;
   readonly heap: HeapShare;
+  /** The call of the body. It gives way, if it must, while the body is received. */
+  readonly flight: Flight;
   /** Called with the number of admitted bytes: once for the whole length, or for each chunk if the length is unknown. */
   onAdmitted(bytes: number): void;
-  /** Called at the end of the body. From then on the caller waits for the server. */
-  onReceived(): void;
+  /** Called at the end of the body. From then on the caller waits for the server. A promise delays the rest until the call's turn. */
+  onReceived(lease: Lease): Promise<void> | undefined;
 }
 
 export class Receiver {
@@ -75,15 +78,23 @@ export class Receiver {
   /** The last inflation. Bodies are inflated one at a time, because each inflation takes memory up to its window. */
   #lastInflation: Promise<unknown> = Promise.resolve();
 
-  constructor(admission: Admission, heap: HeapBudget, limits: Limits) {
+  constructor(admission: Admission, limits: Limits) {
     this.#admission = admission;
     this.#limits = limits;
-    admission.reclaim = (requester) => this.#reclaim((body) => body.lease !== requester);
-    heap.reclaim = (requester) => this.#reclaim((body) => body.heap !== requester && body.heap.held > 0);
+  }
+
+  /** Rejects the largest late body to free arena memory for another call. Returns false if no body is late. */
+  freeArena(requester: object): boolean {
+    return this.#reclaim((body) => body.heap !== requester);
+  }
+
+  /** Rejects the largest late body to free memory of the JavaScript heap for another call. */
+  freeHeap(requester: object): boolean {
+    return this.#reclaim((body) => body.heap !== requester && body.heap.held > 0);
   }
 
   /** Receives a whole body. The caller must dispose the returned lease. If this method throws, it has released the lease. */
-  async receive({ req, res, type, heap, onAdmitted, onReceived }: ReceiveOptions): Promise<Body> {
+  async receive({ req, res, type, heap, flight, onAdmitted, onReceived }: ReceiveOptions): Promise<Body> {
     const encoding = (req.headers["content-encoding"] ?? "identity").toLowerCase();
     const isCompressed = encoding !== "identity";
     if (isCompressed && (type.format !== "json" || !Object.hasOwn(INFLATERS, encoding))) {
@@ -100,15 +111,17 @@ export class Receiver {
     if (isCompressed) admit(length ?? 0);
     else if (type.format === "json") heap.requireRoomFor(length ?? 0);
     const lease = this.#admission.lease(length ?? FIRST_BLOCK_BYTES, heap);
+    flight.lease = lease;
     onAdmitted(length ?? 0);
     try {
       // A caller that sent Expect: 100-continue waits for this answer before it sends its body.
       if (req.headers.expect !== undefined) res.writeContinue();
-      const bytes = await this.#receiveInto(req, lease, heap, length, (end, chunk) => {
+      const bytes = await this.#receiveInto(req, lease, heap, flight, length, (end, chunk) => {
         if (type.format === "json") admit(end);
         if (length === undefined) onAdmitted(chunk);
       });
-      onReceived();
+      const turn = onReceived(lease);
+      if (turn) await turn;
       requireDigest(req.headers["content-digest"], bytes);
       return { lease, bytes: isCompressed ? await this.#inflate(bytes, encoding as Encoding, lease, heap) : bytes };
     } catch (error) {
@@ -131,12 +144,20 @@ export class Receiver {
     return bodies.length;
   }
 
-  #receiveInto(req: Request, lease: Lease, heap: HeapShare, length: number | undefined, admit: (end: number, chunk: number) => void): Promise<Buffer> {
+  #receiveInto(
+    req: Request,
+    lease: Lease,
+    heap: HeapShare,
+    flight: Flight,
+    length: number | undefined,
+    admit: (end: number, chunk: number) => void,
+  ): Promise<Buffer> {
     return new Promise((resolve, reject) => {
       // A body of unknown length may move to a larger block as it grows.
       let { start } = lease;
       /** Stops writing into the lease. Bytes of a rejected body may still arrive after the lease is released. */
       const stop = (): void => {
+        flight.giveWay = undefined;
         // The next pipelined request may already have its own entry.
         if (this.#incoming.get(req.socket) === body) this.#incoming.delete(req.socket);
         req.off("data", append).off("end", finish);
@@ -170,7 +191,8 @@ export class Receiver {
           fail(error);
         }
       };
-      const body = new IncomingBody(lease, heap, length ?? FIRST_BLOCK_BYTES, fail);
+      flight.giveWay = fail;
+      const body = new IncomingBody(heap, length ?? FIRST_BLOCK_BYTES, fail);
       this.#watch(req.socket, body);
       req.on("data", append);
       req.once("end", finish);
@@ -192,7 +214,6 @@ export class Receiver {
     }, periodMs).unref();
   }
 
-  /** Rejects the largest late body to free its memory for another call. Returns false if no body is late. */
   #reclaim(isCandidate: (body: IncomingBody) => boolean): boolean {
     const late = [...this.#incoming.values()].filter((body) => body.isLate && isCandidate(body));
     const largest = late.reduce<IncomingBody | undefined>((most, body) => (most && most.room >= body.room ? most : body), undefined);
@@ -214,7 +235,6 @@ const slowBodyError = (received: number, expected: string): StepdError => {
 
 /** A body that is still being received. */
 class IncomingBody {
-  readonly lease: Lease;
   readonly heap: HeapShare;
   readonly refuse: (error: unknown) => void;
   readonly #start = performance.now();
@@ -228,8 +248,7 @@ class IncomingBody {
   /** The seconds by which the body is ahead of its rate. */
   #credit = INITIAL_CREDIT_S;
 
-  constructor(lease: Lease, heap: HeapShare, room: number, refuse: (error: unknown) => void) {
-    this.lease = lease;
+  constructor(heap: HeapShare, room: number, refuse: (error: unknown) => void) {
     this.heap = heap;
     this.room = room;
     this.refuse = refuse;

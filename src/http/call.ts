@@ -1,12 +1,15 @@
 /** Runs a call through its lifecycle: admission, body, endpoint, reply, metrics and log. */
 import type { Socket } from "node:net";
+import { setTimeout as sleep } from "node:timers/promises";
 import type { Request, Response } from "express";
 import type { Decoded } from "../codec/msgpack.ts";
 import { asStepdError, StepdError } from "../errors/errors.ts";
-import type { Observer } from "../rpc/rpc.ts";
+import type { Lease, Observer } from "../rpc/rpc.ts";
+import type { CallInFlight } from "../telemetry/telemetry.ts";
 import { secondsSince } from "./_clock.ts";
 import { drainingError, type ServerContext } from "./_context.ts";
 import { ClientGone, drainBody, LINGER_MS } from "./body.ts";
+import type { Caller, CallPhase, Flight } from "./callers.ts";
 import type { Endpoint } from "./endpoints.ts";
 import { bodyType, errorType, JSON_TYPE, type MediaType, replyType } from "./negotiate.ts";
 import { requestId } from "./pages.ts";
@@ -21,83 +24,160 @@ interface CallRecord {
   readonly traceparent: string | undefined;
   readonly start: number;
   /** The name of the caller's token. */
-  caller: string | undefined;
+  name: string | undefined;
+  /** Undefined until the caller is authenticated. */
+  caller: Caller | undefined;
   method: string;
   outcome: string;
   /** The number of method calls in the request. A batch may have several. */
   calls: number;
+  bytesIn: number;
+  bytesOut: number;
+  /** The seconds of each phase that has ended. */
+  readonly phases: Record<CallPhase, number>;
 }
 
 /** Every log line about a call has these fields. */
-const logFields = ({ id, traceparent, caller }: CallRecord): Readonly<Record<string, string | undefined>> => ({ request_id: id, traceparent, caller });
+const logFields = ({ id, traceparent, name }: CallRecord): Readonly<Record<string, string | undefined>> => ({ request_id: id, traceparent, caller: name });
 
-/** Throws OVERLOADED if there are too many calls at once, or if the connection exceeds the limit of connections. */
-const requireCapacity = ({ telemetry, limits, connections, completionRate }: ServerContext, socket: Socket): void => {
-  if (connections.isSurplus(socket)) {
-    throw new StepdError("OVERLOADED", `This server has ${limits.maxConnections} connections, which is all that it takes at once; this one ends`, {
-      expected: `at most ${limits.maxConnections} connections at once`,
-      retry_after: 1,
-    });
-  }
-  const excess = telemetry.inFlight - limits.maxInFlight;
-  if (excess <= 0) return;
-  throw new StepdError("OVERLOADED", `This server has ${limits.maxInFlight} calls in hand, which is all that it takes at once`, {
-    expected: `at most ${limits.maxInFlight} calls at once`,
-    retry_after: completionRate.retryAfter(excess),
+/** Throws OVERLOADED if the connection exceeds the limit of connections. */
+const requireConnection = ({ limits, connections }: ServerContext, socket: Socket): void => {
+  if (!connections.isSurplus(socket)) return;
+  throw new StepdError("OVERLOADED", `This server has ${limits.maxConnections} connections, which is all that it takes at once; this one ends`, {
+    limit: "server",
+    expected: `at most ${limits.maxConnections} connections at once`,
+    retry_after: 1,
   });
 };
 
 /** Answers a call. Its lease is released after the last byte of the reply or after a failure. */
 export const answerCall = async (service: ServerContext, req: Request, res: Response, endpoint: Endpoint): Promise<void> => {
-  const { telemetry } = service;
+  const { telemetry, callers } = service;
   const { traceparent } = req.headers;
   const call: CallRecord = {
     id: requestId(res),
     traceparent: typeof traceparent === "string" && TRACEPARENT.test(traceparent) ? traceparent : undefined,
     start: performance.now(),
+    name: undefined,
     caller: undefined,
     method: "unknown",
     outcome: "ok",
     calls: 0,
+    bytesIn: 0,
+    bytesOut: 0,
+    phases: { receive: 0, queue: 0, compute: 0, send: 0 },
   };
-  const flight = telemetry.beginCall();
-  const observe: Observer = (method, outcome, error) => {
-    call.method = call.calls++ === 0 ? method : "batch";
-    // The outcome of a batch is its first failure.
-    if (call.outcome === "ok") call.outcome = outcome;
-    if (outcome === "NON_FINITE_GRADIENT") telemetry.countNonFinite();
-    if (outcome === "INTERNAL_ERROR") telemetry.log.error({ err: error, ...logFields(call), method }, "a call failed");
-  };
-  const { socket } = req;
-  let isComputing = false;
-  const endComputing = (): void => {
-    if (isComputing) service.connections.endComputing(socket);
-    isComputing = false;
-  };
+  const inFlight = telemetry.beginCall();
   let type: MediaType | undefined;
+  let flight: Flight | undefined;
   try {
     const requestType = endpoint.hasBody ? bodyType(req) : JSON_TYPE;
     type = replyType(req, requestType);
-    call.caller = service.authenticator?.callerOf(req.headers.authorization);
+    const identity = service.authenticator?.callerOf(req.headers.authorization);
+    call.name = identity?.name;
+    call.caller = callers.find(identity, req.socket);
     if (service.isDraining()) throw drainingError();
-    requireCapacity(service, req.socket);
-    using heap = service.heap.open();
+    requireConnection(service, req.socket);
+    flight = callers.enter(call.caller, req.socket, call.id, (excess) => service.completionRate.retryAfter(excess));
+    await runCall(service, { req, res, endpoint, requestType, type, call, flight, inFlight });
+  } catch (error) {
+    await replyWithError(service, req, res, endpoint, call, error, type ?? errorType(req));
+  } finally {
+    if (flight) callers.leave(flight);
+    inFlight.end();
+    const seconds = secondsSince(call.start);
+    telemetry.recordCall(call.method, call.outcome, seconds);
+    call.caller?.countCall(call);
+    service.completionRate.add(1);
+    if (service.accessLog) telemetry.log.info(accessFields(call, req, seconds), "call");
+    else if (telemetry.log.isLevelEnabled("debug")) telemetry.log.debug(accessFields(call, req, seconds), "call");
+  }
+};
+
+const accessFields = (call: CallRecord, { socket }: Request, seconds: number): Readonly<Record<string, unknown>> => ({
+  ...logFields(call),
+  peer: socket.remoteAddress,
+  method: call.method,
+  outcome: call.outcome,
+  bytes_in: call.bytesIn,
+  bytes_out: call.bytesOut,
+  seconds,
+  phases: call.phases,
+});
+
+interface RunOptions {
+  readonly req: Request;
+  readonly res: Response;
+  readonly endpoint: Endpoint;
+  readonly requestType: MediaType;
+  readonly type: MediaType;
+  readonly call: CallRecord;
+  readonly flight: Flight;
+  readonly inFlight: CallInFlight;
+}
+
+/** Receives the body of an admitted call, waits for its turn, runs it and sends the reply. */
+const runCall = async (service: ServerContext, { req, res, endpoint, requestType, type, call, flight, inFlight }: RunOptions): Promise<void> => {
+  const { telemetry, turns, connections } = service;
+  const { socket } = req;
+  const observe: Observer = (method, outcome, error) => {
+    call.method = call.calls++ === 0 ? method : "batch";
+    flight.method = call.method;
+    // The outcome of a batch is its first failure.
+    if (call.outcome === "ok") call.outcome = outcome;
+    if (outcome === "NON_FINITE_GRADIENT") {
+      telemetry.countNonFinite();
+      flight.caller.nonFinite++;
+    }
+    if (outcome === "INTERNAL_ERROR") telemetry.log.error({ err: error, ...logFields(call), method }, "a call failed");
+  };
+  let phaseStart = call.start;
+  const beginPhase = (next: CallPhase): void => {
+    call.phases[flight.phase] = secondsSince(phaseStart);
+    phaseStart = performance.now();
+    flight.phase = next;
+  };
+  using heap = service.heap.open(flight);
+  flight.heap = heap;
+  let endComputing = (): void => {};
+  const endReceiving = (): void => {
+    beginPhase("queue");
+    telemetry.recordPhase("receive", call.phases.receive);
+  };
+  const onReceived = (lease: Lease): Promise<void> | undefined => {
+    endReceiving();
+    connections.beginComputing(socket);
+    endComputing = () => connections.endComputing(socket);
+    const begin = (): void => {
+      beginPhase("compute");
+      endComputing = () => {
+        turns.end();
+        connections.endComputing(socket);
+      };
+    };
+    const turn = turns.begin(flight, () => {
+      lease[Symbol.dispose]();
+      heap[Symbol.dispose]();
+    });
+    if (!turn) begin();
+    return turn?.then(begin);
+  };
+  const onAdmitted = (bytes: number): void => {
+    inFlight.addBytes(bytes);
+    flight.admit(bytes);
+  };
+  try {
     const received = endpoint.hasBody
-      ? await service.receiver.receive({
-          req,
-          res,
-          type: requestType,
-          heap,
-          onAdmitted: (bytes) => flight.addBytes(bytes),
-          onReceived() {
-            isComputing = true;
-            service.connections.beginComputing(socket);
-          },
-        })
+      ? await service.receiver.receive({ req, res, type: requestType, heap, flight, onAdmitted, onReceived })
       : { lease: service.admission.lease(0, heap), bytes: Buffer.alloc(0) };
     using lease = received.lease;
-    telemetry.recordPhase("receive", secondsSince(call.start));
-    telemetry.countBytes("in", received.bytes.length);
+    // A call without a body takes little time, so it needs no turn.
+    if (!endpoint.hasBody) {
+      endReceiving();
+      beginPhase("compute");
+    }
+    call.bytesIn = received.bytes.length;
+    telemetry.countBytes("in", call.bytesIn);
     const body = async (): Promise<Decoded> => {
       const start = performance.now();
       try {
@@ -106,19 +186,14 @@ export const answerCall = async (service: ServerContext, req: Request, res: Resp
         telemetry.recordPhase("decode", secondsSince(start));
       }
     };
-    const running = endpoint.run({ service, req, lease, heap, body, type, id: call.id, caller: call.caller, observe });
-    const reply = await running;
+    const reply = await endpoint.run({ service, req, lease, heap, body, type, id: call.id, caller: call.name, observe });
     endComputing();
+    endComputing = () => {};
+    beginPhase("send");
     await deliver(service, res, reply, call);
-  } catch (error) {
-    endComputing();
-    await replyWithError(service, req, res, endpoint, call, error, type ?? errorType(req));
+    call.phases.send = secondsSince(phaseStart);
   } finally {
-    flight.end();
-    telemetry.recordCall(call.method, call.outcome, secondsSince(call.start));
-    service.completionRate.add(1);
-    if (telemetry.log.isLevelEnabled("debug"))
-      telemetry.log.debug({ ...logFields(call), method: call.method, outcome: call.outcome, seconds: secondsSince(call.start) }, "call");
+    endComputing();
   }
 };
 
@@ -139,6 +214,7 @@ const replyWithError = async (
   call.outcome = known.code;
   if (error !== known) service.telemetry.log.error({ err: error, ...logFields(call) }, "a call failed");
   const reply = endpoint.errorReply(service, known, type, call.id);
+  if (known.code === "OVERLOADED" && call.caller && service.callers.isShared) await sleep(call.caller.delayOfRefusal());
   const isUnread = !req.complete;
   if (isUnread) drainBody(req, known.code === "SLOW_BODY" ? Math.min(LINGER_MS, service.limits.idleTimeoutMs) : service.limits.idleTimeoutMs);
   // A caller that waits for 100 Continue must not send its body after the rejection, so its connection closes.
@@ -175,5 +251,6 @@ const deliver = async ({ telemetry, limits, connections, replies }: ServerContex
     return;
   }
   telemetry.recordPhase("send", secondsSince(start));
-  telemetry.countBytes("out", reply.body.length);
+  call.bytesOut = reply.body.length;
+  telemetry.countBytes("out", call.bytesOut);
 };

@@ -6,6 +6,9 @@
 
 import { DrainRate } from "../errors/drain-rate.ts";
 import { StepdError } from "../errors/errors.ts";
+import type { Lease } from "../rpc/rpc.ts";
+
+type Meter = Lease["meter"];
 
 // A decoded value takes eight times the memory of a byte of JSON.
 const UNITS_PER_VALUE = 8;
@@ -13,14 +16,24 @@ const UNITS_PER_VALUE = 8;
 /** Four bytes of a MessagePack string or of a reply count as one unit of the budget. */
 const PLAIN_BYTES_PER_UNIT = 4;
 
-/** Frees the memory of a call other than `requester`. Returns false if no memory can be freed. */
-export type Reclaim = (requester: object) => boolean;
+/** Frees memory of a call other than that of the meter, which needs `bytes`. Returns false if no memory can be freed. */
+export type Reclaim = (requester: Meter, bytes: number) => boolean;
+
+/** The limits of one caller's calls together. Its methods throw OVERLOADED or PAYLOAD_TOO_LARGE. */
+export interface CallerMeter {
+  /** Checks `bytes` more of the arena. */
+  requireArena(bytes: number): void;
+  /** Checks `bytes` more of JSON and values. */
+  requireHeap(bytes: number): void;
+}
+
+const UNLIMITED: CallerMeter = { requireArena: () => {}, requireHeap: () => {} };
 
 export class HeapBudget {
   readonly capacity: number;
   readonly #drainRate = new DrainRate();
   #used = 0;
-  /** Frees another call's memory. The receiver of bodies sets this hook and rejects a late body. */
+  /** Frees another call's memory. The server sets this hook. */
   reclaim: Reclaim = () => false;
 
   /** `capacity` is in units of one byte of JSON. */
@@ -33,20 +46,20 @@ export class HeapBudget {
   }
 
   /** Opens the share of one call. Disposing the share releases it. */
-  open(): HeapShare {
-    return new HeapShare(this);
+  open(caller: CallerMeter = UNLIMITED): HeapShare {
+    return new HeapShare(this, caller);
   }
 
   /** Reserves `bytes`. Throws OVERLOADED if they do not fit now. */
-  reserve(bytes: number, requester: object): void {
+  reserve(bytes: number, requester: Meter): void {
     this.requireFree(bytes, requester);
     this.#used += bytes;
   }
 
   /** Throws OVERLOADED if `bytes` do not fit now, but does not reserve them. */
-  requireFree(bytes: number, requester: object): void {
+  requireFree(bytes: number, requester: Meter): void {
     while (this.#used + bytes > this.capacity) {
-      if (this.reclaim(requester)) continue;
+      if (this.reclaim(requester, bytes)) continue;
       throw new StepdError(
         "OVERLOADED",
         `The calls in hand have ${this.#used} bytes of JSON and values; this server takes ${this.capacity} at once. Blobs in MessagePack do not count`,
@@ -66,24 +79,31 @@ export class HeapBudget {
 }
 
 /** One call's share of the heap budget. */
-export class HeapShare implements Disposable {
+export class HeapShare implements Disposable, Meter {
   readonly #budget: HeapBudget;
+  readonly #caller: CallerMeter;
   /** The units of the body's text, of its values or of the reply. These exist one after the other, so only the largest counts. */
   #body = 0;
   /** The units of blob headers. Headers exist at the same time as text, values or reply, so these units are added. */
   #headers = 0;
 
-  constructor(budget: HeapBudget) {
+  constructor(budget: HeapBudget, caller: CallerMeter) {
     this.#budget = budget;
+    this.#caller = caller;
   }
 
   get held(): number {
     return this.#body + this.#headers;
   }
 
+  requireArena(bytes: number): void {
+    this.#caller.requireArena(bytes);
+  }
+
   /** Throws if a body of `length` bytes does not fit now. The bytes are reserved later, as they arrive. */
   requireRoomFor(length: number): void {
     this.#requireCapacity(length);
+    this.#caller.requireHeap(length);
     this.#budget.requireFree(length, this);
   }
 
@@ -92,6 +112,7 @@ export class HeapShare implements Disposable {
     const missing = bytes - this.#body;
     if (missing <= 0) return;
     this.#requireCapacity(bytes + this.#headers);
+    this.#caller.requireHeap(missing);
     this.#budget.reserve(missing, this);
     this.#body = bytes;
   }
@@ -109,6 +130,7 @@ export class HeapShare implements Disposable {
   /** Reserves heap for the header of one more blob. */
   addHeader(bytes: number): void {
     this.#requireCapacity(this.#body + this.#headers + bytes);
+    this.#caller.requireHeap(bytes);
     this.#budget.reserve(bytes, this);
     this.#headers += bytes;
   }

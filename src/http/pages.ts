@@ -2,8 +2,11 @@
 import { createServer, type Server } from "node:http";
 import express, { type Express, type Request, type RequestHandler, type Response } from "express";
 import { StepdError } from "../errors/errors.ts";
+import { LOG_LEVELS } from "../telemetry/levels.ts";
+import { secondsSince } from "./_clock.ts";
 import type { ServerContext } from "./_context.ts";
 import type { Service } from "./_types.ts";
+import type { Flight } from "./callers.ts";
 import { errorType } from "./negotiate.ts";
 import type { Replies, Reply } from "./reply.ts";
 
@@ -39,14 +42,42 @@ export const addMetrics = (app: Express, { telemetry }: Service, ...guards: read
   });
 };
 
-/** Creates the admin server, which serves health and metrics on its own port. */
+/** Creates the admin server on its own port: health, metrics, calls in flight, settings and the level of the log. */
 export const createAdminServer = (service: Service): Server => {
+  const { callers, telemetry, settings } = service;
   const app = express();
   app.disable("x-powered-by");
   addHealth(app, service);
   addMetrics(app, service);
+  app.get("/calls", (_, res) => {
+    res.json({ calls: [...callers.flights].map(describeFlight) });
+  });
+  app.get("/settings", (_, res) => {
+    res.json(settings);
+  });
+  app.get("/log-level", (_, res) => {
+    res.json({ level: telemetry.level });
+  });
+  app.put("/log-level/:level", (req, res) => {
+    const { level } = req.params;
+    const isSet = telemetry.setLevel(level);
+    const expected = `one of ${LOG_LEVELS.join(", ")}, and at the start a level other than silent`;
+    res.status(isSet ? 200 : 400).json(isSet ? { level } : { error: `level: expected ${expected}, found ${JSON.stringify(level)}` });
+  });
   return createServer({ maxHeaderSize: MAX_HEADER_BYTES }, app);
 };
+
+/** Describes a call in flight for an operator. */
+const describeFlight = ({ caller, id, socket, method, phase, bytes, start, lease }: Flight) => ({
+  caller: caller.name,
+  peer: socket.remoteAddress ?? "local",
+  request_id: id,
+  method,
+  phase,
+  body_bytes: bytes,
+  arena_bytes: lease?.held ?? 0,
+  seconds: secondsSince(start),
+});
 
 /** Replies 405 with an Allow header if an existing path is requested with another HTTP method. */
 export const rejectOtherMethods = (app: Express, { rpc, hasAdmin, replies }: ServerContext): void => {

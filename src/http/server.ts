@@ -4,6 +4,7 @@ import { createServer as createTlsServer } from "node:https";
 import { DrainRate } from "../errors/drain-rate.ts";
 import { Connections } from "./_connections.ts";
 import { drainingError } from "./_context.ts";
+import { Turns } from "./_turns.ts";
 import type { Service } from "./_types.ts";
 import { LINGER_MS, Receiver } from "./body.ts";
 import { Decoder } from "./decoder.ts";
@@ -12,6 +13,7 @@ import { Replies } from "./reply.ts";
 import { createApp } from "./routes.ts";
 
 export type { Admission, Limits, Service } from "./_types.ts";
+export { Callers } from "./callers.ts";
 export { HeapBudget } from "./heap.ts";
 export { createAdminServer } from "./pages.ts";
 export { readTls, type Tls, type TlsFiles, watchTls } from "./tls.ts";
@@ -29,9 +31,14 @@ export interface HttpServer {
 
 export const createHttpServer = (service: Service): HttpServer => {
   const { limits, tls, telemetry } = service;
-  const receiver = new Receiver(service.admission, service.heap, limits);
-  const connections = new Connections(telemetry, limits);
-  const app = createApp({ ...service, receiver, connections, decoder: new Decoder(), replies: new Replies(), completionRate: new DrainRate() });
+  const { admission, heap, callers } = service;
+  const receiver = new Receiver(admission, limits);
+  // Late bodies go first. Then calls give way to callers with smaller shares.
+  admission.reclaim = (requester, bytes) => receiver.freeArena(requester) || callers.freeArena(requester, bytes, admission.capacity - admission.used);
+  heap.reclaim = (requester, bytes) => receiver.freeHeap(requester) || callers.freeHeap(requester, bytes, heap.capacity - heap.used);
+  const connections = new Connections(telemetry, callers, limits);
+  const turns = new Turns(limits.maxComputing);
+  const app = createApp({ ...service, receiver, connections, turns, decoder: new Decoder(), replies: new Replies(), completionRate: new DrainRate() });
   const shortest = Math.min(limits.requestTimeoutMs, limits.idleTimeoutMs);
   const options = {
     handshakeTimeout: limits.idleTimeoutMs,

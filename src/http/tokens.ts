@@ -1,13 +1,18 @@
 /**
  * Authenticates bearer tokens (RFC 6750) from a file: one `name token` per line, `#` for comments. A name may have several tokens, so callers can
- * switch to a new one while the old one is valid. The file is read again when it changes. Only digests stay in memory.
+ * switch to a new one while the old one is valid. Limits of the name may follow, such as `calls=8`; they hold for all its tokens
+ * together. The file is read again when it changes. Only digests stay in memory.
  */
 import { createHash, timingSafeEqual } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { StepdError } from "../errors/errors.ts";
 import { watch } from "./_watch.ts";
+import { type Identity, LIMIT_NAMES } from "./callers.ts";
 
-const LINE = /^([\w.-]{1,32})\s+([A-Za-z0-9._~+/-]+=*)$/;
+const LINE = /^([\w.-]{1,32})\s+([A-Za-z0-9._~+/-]+=*)((?:\s+\S+)*)$/;
+
+/** A limit of the file is a whole number from 1 to this. */
+const MAX_LIMIT = 2 ** 40;
 
 /** A name of this form is probably a token in the wrong column. It is rejected, because names go into the log. */
 const LOOKS_SECRET = /^[0-9a-f]{16,}$/i;
@@ -16,8 +21,8 @@ const LOOKS_SECRET = /^[0-9a-f]{16,}$/i;
 const MIN_TOKEN_LENGTH = 16;
 
 interface TokenEntry {
-  readonly name: string;
   readonly digest: Buffer;
+  readonly identity: Identity;
 }
 
 export interface TokenEvents {
@@ -37,16 +42,16 @@ export class Tokens implements Disposable {
     this.#watch = watch([path], () => events.onReload(this.#reload()));
   }
 
-  /** Returns the name of the token in an Authorization header. Throws UNAUTHENTICATED; the error does not contain the header. */
-  callerOf(header: string | undefined): string {
+  /** Returns the caller of an Authorization header. Throws UNAUTHENTICATED; the error does not contain the header. */
+  callerOf(header: string | undefined): Identity {
     const token = /^Bearer +(\S+) *$/i.exec(header ?? "")?.[1];
     if (token === undefined) throw unauthenticated(header === undefined ? "none" : "something else");
     const digest = digestOf(token);
-    let name: string | undefined;
+    let identity: Identity | undefined;
     // All entries are compared, so that the time does not reveal the matching one.
-    for (const entry of this.#entries) if (timingSafeEqual(entry.digest, digest)) name = entry.name;
-    if (name === undefined) throw unauthenticated("a token that is not known here");
-    return name;
+    for (const entry of this.#entries) if (timingSafeEqual(entry.digest, digest)) identity = entry.identity;
+    if (identity === undefined) throw unauthenticated("a token that is not known here");
+    return identity;
   }
 
   #reload(): number | Error {
@@ -70,10 +75,11 @@ const unauthenticated = (found: string): StepdError =>
 
 /** Parses the tokens file. Errors give the line's number but not its content. */
 const parseTokens = (text: string): readonly TokenEntry[] => {
+  const identities = new Map<string, { name: string; limits: Record<string, number> }>();
   const entries = text.split(/\r?\n/).flatMap((line, index): TokenEntry[] => {
     const content = line.trim();
     if (content === "" || content.startsWith("#")) return [];
-    const [, name, token] = LINE.exec(content) ?? [];
+    const [, name, token, rest = ""] = LINE.exec(content) ?? [];
     if (name === undefined || token === undefined || LOOKS_SECRET.test(name)) {
       throw new Error(
         `line ${index + 1}: expected a name of at most 32 letters, digits and _ . - that is no number, a space and a token of letters, digits and - . _ ~ + / =`,
@@ -82,8 +88,26 @@ const parseTokens = (text: string): readonly TokenEntry[] => {
     if (token.length < MIN_TOKEN_LENGTH) {
       throw new Error(`line ${index + 1}: expected a token of at least ${MIN_TOKEN_LENGTH} characters, found ${token.length}`);
     }
-    return [{ name, digest: digestOf(token) }];
+    const identity = identities.get(name) ?? { name, limits: {} };
+    identities.set(name, identity);
+    addLimits(identity.limits, rest, index + 1);
+    return [{ digest: digestOf(token), identity }];
   });
   if (entries.length === 0) throw new Error("expected at least one line with a name and a token, found none");
   return entries;
+};
+
+/** Parses `limit=number` fields of a line. A name with several lines has one value of each limit. */
+const addLimits = (limits: Record<string, number>, text: string, line: number): void => {
+  for (const field of text.split(/\s+/).filter((part) => part !== "")) {
+    const [, name = "", digits = ""] = /^(\w+)=(\d+)$/.exec(field) ?? [];
+    const value = Number(digits);
+    if (!LIMIT_NAMES.some((known) => known === name) || value < 1 || value > MAX_LIMIT) {
+      // The field may be a second token, so the error does not repeat it.
+      throw new Error(`line ${line}: expected limits such as calls=8, of ${LIMIT_NAMES.join(", ")}, each a whole number from 1 to 2^40, found something else`);
+    }
+    if (limits[name] !== undefined && limits[name] !== value)
+      throw new Error(`line ${line}: expected one value of ${name} for the name, found ${limits[name]} and ${value}`);
+    limits[name] = value;
+  }
 };

@@ -3,6 +3,7 @@ import pino, { type Logger } from "pino";
 import { Counter, collectDefaultMetrics, Gauge, type Metric, Registry } from "prom-client";
 import { Histogram } from "./_histogram.ts";
 import { LogStream } from "./_stream.ts";
+import { LOG_LEVELS } from "./levels.ts";
 
 export type Phase = "receive" | "decode" | "transfer" | "queue" | "compute" | "encode" | "send";
 
@@ -13,9 +14,35 @@ export interface MetricSources {
   /** The shared folder. Undefined if the server shares none. */
   readonly folder: { readonly bytesIn: number; readonly bytesOut: number } | undefined;
   /** The cache of results. Undefined if it is off. */
-  readonly cache: { readonly used: number; readonly capacity: number; readonly hits: number; readonly misses: number; readonly evictions: number } | undefined;
+  readonly cache:
+    | {
+        readonly used: number;
+        readonly capacity: number;
+        readonly hits: number;
+        readonly misses: number;
+        readonly evictions: number;
+        usedBy(caller: string): number;
+      }
+    | undefined;
+  readonly callers: {
+    /** The callers that have sent a token. */
+    readonly named: Iterable<CallerCounts>;
+    readonly connections: number;
+  };
   /** True if the server accepts calls. False from the start of a drain. */
   isReady(): boolean;
+}
+
+/** What one caller has done and holds. */
+export interface CallerCounts {
+  readonly name: string;
+  readonly outcomes: ReadonlyMap<string, number>;
+  readonly bytesIn: number;
+  readonly bytesOut: number;
+  readonly nonFinite: number;
+  readonly arenaBytes: number;
+  readonly flights: { readonly size: number };
+  readonly sockets: { readonly size: number };
 }
 
 /** The reasons to refuse a call before it runs: error names, then reasons to close a connection, then errors that Node answers itself. */
@@ -85,6 +112,7 @@ export class Telemetry implements Disposable {
   readonly #nonFinite: Counter;
   readonly #workersLost: Counter;
   readonly #expiry: Gauge<"file">;
+  readonly #reloads: Gauge<"setting">;
   readonly #bytes = { in: 0, out: 0 };
   readonly #elements = new Map<string, { readonly optimizer: string; readonly dtype: string; count: number }>();
   #reduced = 0;
@@ -129,6 +157,12 @@ export class Telemetry implements Disposable {
       registers,
     });
     for (const file of CERTIFICATE_FILES) this.#expiry.set({ file }, 0);
+    this.#reloads = new Gauge({
+      name: "stepd_reload_success",
+      help: "1 if the last reading of a setting's file succeeded, 0 if it failed and the server uses what it read before",
+      labelNames: ["setting"],
+      registers,
+    });
     this.#addCounter("stepd_log_lines_lost_total", "Log lines that could not be written", [], () => [[{}, this.#stream?.lost ?? 0]]);
     new Gauge({ name: "stepd_build_info", help: "1, with the versions of stepd and Node.js as labels", labelNames: ["version", "node"], registers }).set(
       { version, node },
@@ -137,7 +171,7 @@ export class Telemetry implements Disposable {
   }
 
   /** Registers the metrics that read the sources at each scrape. */
-  observe({ arena, pool, folder, cache, isReady }: MetricSources): void {
+  observe({ arena, pool, folder, cache, callers, isReady }: MetricSources): void {
     this.#addGauge("stepd_arena_used_bytes", "Bytes of the arena that leases hold", () => arena.used);
     this.#addGauge("stepd_arena_capacity_bytes", "Bytes of the arena", () => arena.capacity);
     this.#addGauge("stepd_arena_high_water_bytes", "Largest number of bytes that leases have held", () => arena.highWater);
@@ -154,6 +188,46 @@ export class Telemetry implements Disposable {
     this.#addCounter("stepd_cache_evictions_total", "Cached results that were dropped because calls or newer results needed the memory", [], () => [
       [{}, cache?.evictions ?? 0],
     ]);
+    this.#addGauge("stepd_connections", "Open connections", () => callers.connections);
+    const byCaller = (read: (caller: CallerCounts) => number) => () => [...callers.named].map((caller) => [{ caller: caller.name }, read(caller)] as const);
+    this.#addGauges(
+      "stepd_caller_connections",
+      "Open connections by caller",
+      ["caller"],
+      byCaller(({ sockets }) => sockets.size),
+    );
+    this.#addGauges(
+      "stepd_caller_in_flight_requests",
+      "Calls in flight by caller",
+      ["caller"],
+      byCaller(({ flights }) => flights.size),
+    );
+    this.#addGauges(
+      "stepd_caller_arena_bytes",
+      "Bytes of the arena that a caller's calls hold",
+      ["caller"],
+      byCaller(({ arenaBytes }) => arenaBytes),
+    );
+    this.#addGauges(
+      "stepd_caller_cache_bytes",
+      "Bytes of a caller's cached results",
+      ["caller"],
+      byCaller(({ name }) => cache?.usedBy(name) ?? 0),
+    );
+    this.#addCounter("stepd_caller_calls_total", "Calls by caller and outcome", ["caller", "outcome"], () =>
+      [...callers.named].flatMap(({ name, outcomes }) => [...outcomes].map(([outcome, count]) => [{ caller: name, outcome }, count] as const)),
+    );
+    this.#addCounter("stepd_caller_bytes_total", "Bytes of received bodies and of sent replies by caller", ["caller", "direction"], () =>
+      [...callers.named].flatMap(({ name, bytesIn, bytesOut }) =>
+        byDirection({ in: bytesIn, out: bytesOut }).map(([labels, count]) => [{ caller: name, ...labels }, count] as const),
+      ),
+    );
+    this.#addCounter(
+      "stepd_caller_non_finite_gradients_total",
+      "Steps by caller with NaN or infinity in a gradient",
+      ["caller"],
+      byCaller(({ nonFinite }) => nonFinite),
+    );
     this.#addCounter("stepd_shared_bytes_total", "Bytes read from and written to the shared folder", ["direction"], () =>
       byDirection({ in: folder?.bytesIn ?? 0, out: folder?.bytesOut ?? 0 }),
     );
@@ -171,6 +245,20 @@ export class Telemetry implements Disposable {
     });
   }
 
+  /** Adds a gauge with labels that is read only at each scrape. */
+  #addGauges(name: string, help: string, labelNames: readonly string[], read: () => readonly (readonly [Readonly<Record<string, string>>, number])[]): void {
+    new Gauge({
+      name,
+      help,
+      labelNames: [...labelNames],
+      registers: [this.#registry],
+      collect() {
+        this.reset();
+        for (const [labels, value] of read()) this.set(labels, value);
+      },
+    });
+  }
+
   /** Adds a counter that is read only at each scrape. `read` returns pairs of labels and value. */
   #addCounter(name: string, help: string, labelNames: readonly string[], read: () => readonly (readonly [Readonly<Record<string, string>>, number])[]): void {
     new Counter({
@@ -183,6 +271,17 @@ export class Telemetry implements Disposable {
         for (const [labels, value] of read()) this.inc(labels, value);
       },
     });
+  }
+
+  get level(): string {
+    return this.log.level;
+  }
+
+  /** Sets the level of the log. Returns false for an unknown level, or if the log was silent from the start and has no stream. */
+  setLevel(level: string): boolean {
+    if (!this.#stream || !LOG_LEVELS.some((known) => known === level)) return false;
+    this.log.level = level;
+    return true;
   }
 
   get contentType(): string {
@@ -289,8 +388,14 @@ export class Telemetry implements Disposable {
 
   /** Logs that the file of a setting was read again, or the error that prevented it. */
   logReload(setting: string, error: Error | undefined, facts: Readonly<Record<string, unknown>>): void {
+    this.#reloads.set({ setting }, error ? 0 : 1);
     if (error) this.log.error({ setting, reason: error.message }, "a changed file is not taken; what was read before stays");
     else this.log.info({ setting, ...facts }, "a changed file was taken over");
+  }
+
+  /** Records that the file of a setting was read at the start. */
+  logFirstRead(setting: string): void {
+    this.#reloads.set({ setting }, 1);
   }
 
   workerLost(cause: unknown): void {

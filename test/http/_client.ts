@@ -73,15 +73,15 @@ export class RawClient implements Disposable {
   }
 
   /** Sends a request head with Expect: 100-continue, and waits until the service has admitted the request. */
-  async hold(length: number, path = "/v1/step"): Promise<void> {
-    this.head(path, { "Content-Length": length, Expect: "100-continue" });
+  async hold(length: number, path = "/v1/step", headers: Readonly<Record<string, string>> = {}): Promise<void> {
+    this.head(path, { "Content-Length": length, Expect: "100-continue", ...headers });
     const reply = await this.reply();
     assert.equal(reply?.status, 100, reply?.body.toString("latin1"));
   }
 
   /** Calls hold(), then sends until the connection ends. The rate is high enough for the service to keep the body's memory. */
-  async keep(length: number, path = "/v1/step"): Promise<void> {
-    await this.hold(length, path);
+  async keep(length: number, path = "/v1/step", headers: Readonly<Record<string, string>> = {}): Promise<void> {
+    await this.hold(length, path, headers);
     // The rate is four times the rate that the default request timeout of 300 s demands. The body stays incomplete.
     const piece = Buffer.alloc(Math.ceil(length / 1500));
     let left = length - 1;

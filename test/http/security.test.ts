@@ -107,7 +107,9 @@ test("an invalid tokens file stops the start with one line that quotes nothing o
   for (const [text, message] of [
     ["", /expected at least one line/],
     ["# nobody\n", /expected at least one line/],
-    [`alice ${ALICE} ${BOB}\n`, /line 1: expected a name/],
+    [`alice ${ALICE} ${BOB}\n`, /line 1: expected limits such as calls=8/],
+    [`alice ${ALICE} calls=0\n`, /line 1: expected limits such as calls=8/],
+    [`alice ${ALICE} calls=8\nalice ${BOB} calls=9\n`, /line 2: expected one value of calls for the name, found 8 and 9/],
     ["alice secretsecretsecr\u00e9t\n", /line 1: expected a name/],
     ["0123456789abcdef0123456789abcdef trainer-production-a\n", /line 1: expected a name/],
     [`${"x".repeat(33)} trainer-production-a\n`, /line 1: expected a name/],
@@ -142,8 +144,11 @@ test("the log of a call has its request id, traceparent and caller, but no tenso
     .trim()
     .split("\n")
     .map((line) => JSON.parse(line) as Record<string, unknown>);
-  const { time: _, seconds: __, ...call } = lines.find(({ request_id }) => request_id === "run-7.3") ?? {};
-  assert.deepEqual(call, { level: 20, request_id: "run-7.3", traceparent, caller: "bob", method: "optimizer.step", outcome: "ok", msg: "call" });
+  const { time: _, seconds: __, phases: ___, bytes_in, bytes_out, ...call } = lines.find(({ request_id }) => request_id === "run-7.3") ?? {};
+  const expected = { request_id: "run-7.3", traceparent, caller: "bob", peer: "127.0.0.1", method: "optimizer.step", outcome: "ok" };
+  assert.deepEqual(call, { level: 20, ...expected, msg: "call" });
+  assert.equal(bytes_in, body.length);
+  assert.ok(Number(bytes_out) > 0);
   assert.ok(!("traceparent" in (lines.find(({ request_id }) => request_id === "run-7.4") ?? {})));
   assert.doesNotMatch(service.log.join(""), /123456|98765|24691/);
 });

@@ -39,7 +39,9 @@ test("promtool accepts the exposition, and every metric has help, type and unit"
   for (const [name, type] of types) {
     assert.match(text, new RegExp(`^# HELP ${name} \\S.{8,}$`, "m"));
     assert.equal(name.endsWith("_total"), type === "counter", name);
-    assert.match(text, new RegExp(`^${name}(_bucket)?[{ ]`, "m"), `${name} has no series`);
+    // Without a tokens file there are no named callers and no files to read again.
+    const needsTokens = name.startsWith("stepd_caller_") || name === "stepd_reload_success";
+    assert.equal(new RegExp(`^${name}(_bucket)?[{ ]`, "m").test(text), !needsTokens, `series of ${name}`);
   }
 });
 

@@ -1046,6 +1046,10 @@ found?: undefined | string
  */
 retry_after?: undefined | number
 /**
+ * Whose limit refused an OVERLOADED call: that of the server, or that of the caller or its share.
+ */
+limit?: undefined | ("server" | "caller")
+/**
  * The first of the tensors concerned.
  */
 tensors?: undefined | readonly string[]

@@ -3,7 +3,7 @@ import type { Lease, RetainedBlob } from "../arena/arena.ts";
 import type { Mapping } from "../codec/members.ts";
 import { Parts } from "../codec/parts.ts";
 import { StepdError } from "../errors/errors.ts";
-import type { BlobSource, CachedBlob, PlainTensor, SharedBlob, StepParams, TensorsSource, Update } from "../generated/wire.gen.ts";
+import type { BlobSource, CachedBlob, NormsParams, PlainTensor, SharedBlob, StepParams, TensorsSource, Update } from "../generated/wire.gen.ts";
 import type { CachedResult, ResultCache } from "./cache.ts";
 import { allSettled, type SharedFolder, type SharedRange } from "./shared.ts";
 
@@ -149,6 +149,26 @@ export class Blobs {
     await using delivery = await this.#openDelivery(call, lease);
     const result = await step();
     return { delivered: await delivery.deliver(result), result };
+  }
+
+  /**
+   * Returns gradients that a later step can read: a copy if this call changes them. Returns undefined if the server keeps no blobs, if
+   * the gradients are no blob of this call, or if they exceed the cache.
+   */
+  unchangedGrads(grads: Loaded<NormsParams>["grads"], isChanged: boolean, lease: Lease): Uint8Array | undefined {
+    if (!this.#cache || !(grads instanceof Uint8Array) || grads.length > this.#cache.capacity) return undefined;
+    return isChanged ? new Parts([grads]).joinInto(lease.view(lease.alloc(grads.length), grads.length)) : grads;
+  }
+
+  /** Keeps gradients for the step that follows, and returns their handle by field. */
+  async keepGrads(grads: Uint8Array, lease: Lease): Promise<{ readonly grads?: CachedBlob }> {
+    const kept = await this.#cache?.keep({ grads: new Parts([grads]) }, [], this.#caller, lease);
+    return Object.fromEntries(Object.entries(kept ?? {}).map(([field, handle]) => [field, { handle }]));
+  }
+
+  /** Frees gradients that a call of optimizer.norms has kept and a finished step has used. */
+  releaseGrads({ grads }: Pick<StepParams, "grads">): void {
+    if (isCachedBlob(grads)) this.#cache?.releaseGrads(grads.handle, this.#caller);
   }
 
   async #openDelivery({ params, state, reply = {} }: Pick<StepParams, "params" | "state" | "reply">, lease: Lease): Promise<Delivery> {

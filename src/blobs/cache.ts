@@ -95,6 +95,12 @@ export class ResultCache {
     return { result, blob };
   }
 
+  /** Frees kept gradients. Their caller has them, and so can send them to a second step. */
+  releaseGrads(handle: string, caller: string | undefined): void {
+    const [id = "", field = ""] = handle.split(".");
+    if (field === "grads" && this.#results.peek(id)?.caller === caller) this.#results.delete(id);
+  }
+
   /**
    * Keeps the blobs of a call and returns their handles by field. Blobs in the arena stay in place; others are copied there. `sources`
    * are the cached results that the call read. `digests` are the known digests of blobs by field. The results from which they were computed are freed, because no caller needs them

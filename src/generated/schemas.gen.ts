@@ -866,6 +866,16 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
           "type": "string"
         }
       },
+      "cached": {
+        "description": "Handles of what the server has kept, for the step that follows.",
+        "type": "object",
+        "additionalProperties": false,
+        "properties": {
+          "grads": {
+            "$ref": "tensor.schema.json#/$defs/CachedBlob"
+          }
+        }
+      },
       "receipt": {
         "$ref": "receipt.schema.json"
       }
@@ -913,6 +923,18 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "minimum": 1.1754943508222875e-38,
         "maximum": 3.4028234663852886e+38,
         "default": 1
+      },
+      "reply": {
+        "description": "What the server keeps.",
+        "type": "object",
+        "additionalProperties": false,
+        "properties": {
+          "cache": {
+            "description": "Keep the gradients in the server's cache, if it has one and they came as a blob. The reply's field cached has their handle, which one step uses up.",
+            "type": "boolean",
+            "default": false
+          }
+        }
       },
       "receipt": {
         "$ref": "receipt.schema.json#/$defs/ReceiptOption"

@@ -12,8 +12,14 @@ export const norms: Method<NormsParams> = {
 
   async handle(call, { engine, blobs, lease, receipts, queueTime }) {
     const draft = beginReceipt("optimizer.norms", call, receipts);
-    const norms = await engine.norms(await blobs.load(call, lease), lease, queueTime, draft);
-    return draft ? { ...norms, receipt: await draft.finish({ grad_norm: wireValue(norms.grad_norm) }) } : norms;
+    const loaded = await blobs.load(call, lease);
+    // Norms divide the gradients in place, and a step divides them itself.
+    const isChanged = (call.loss_scale ?? 1) !== 1;
+    const grads = call.reply?.cache === true ? blobs.unchangedGrads(loaded.grads, isChanged, lease) : undefined;
+    const norms = await engine.norms(loaded, lease, queueTime, draft);
+    const cached = grads && (await blobs.keepGrads(grads, lease));
+    const result = { ...norms, ...(cached && { cached }) };
+    return draft ? { ...result, receipt: await draft.finish({ grad_norm: wireValue(norms.grad_norm) }) } : result;
   },
 };
 

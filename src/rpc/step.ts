@@ -28,6 +28,7 @@ export const step: Method<StepParams> = {
       else for (const [optimizer, elements] of Object.entries(output.elements)) telemetry.countElements(optimizer, elements);
       return output;
     });
+    blobs.releaseGrads(call);
     if (!draft) return { ...delivered, ...result.report };
     const { step, skipped } = result.report;
     return { ...delivered, ...result.report, receipt: await draft.finish({ step, skipped }) };

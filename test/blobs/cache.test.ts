@@ -330,3 +330,30 @@ test("a call that would lose the new parameters, because they are not cached, is
   // Without reply.cache, the reply may omit the parameters.
   assert.equal("params" in (await bare.call<StepReply>("optimizer.step", { ...call, reply: { params: "none" } })), false);
 });
+
+interface NormsReply {
+  readonly grad_norm: number;
+  readonly cached?: { readonly grads?: Name };
+}
+
+for (const lossScale of [1, 3])
+  test(`norms keep gradients for one step, with loss scale ${lossScale}`, async () => {
+    const options = { loss_scale: lossScale };
+    const { grad_norm, cached } = await service.call<NormsReply>("optimizer.norms", { grads, ...options, reply: { cache: true } });
+    assert.ok(cached?.grads);
+    const step = { ...call, ...options, clip: { max_norm: 0.1, total_norm: grad_norm } };
+    const expected = await service.call<StepReply>("optimizer.step", step);
+    // A refused step does not use the gradients up.
+    await requireError({ ...step, grads: cached.grads, params: nan }, "INVALID_PARAMS", "/params/w/values");
+    const found = await service.call<StepReply>("optimizer.step", { ...step, grads: cached.grads });
+    requireSame(found.params, expected.params, "parameters");
+    requireSame(found.state, expected.state, "state");
+    await requireError({ ...step, grads: cached.grads }, "BLOB_MISSING", "/grads");
+  });
+
+test("norms keep no gradients without a cache, and none that came by name", async () => {
+  const plain = { w: { shape: [2], values: [1, 2] } };
+  assert.equal((await service.call<NormsReply>("optimizer.norms", { grads: plain, reply: { cache: true } })).cached, undefined);
+  await using other = await TestService.start({});
+  assert.equal((await other.call<NormsReply>("optimizer.norms", { grads, reply: { cache: true } })).cached, undefined);
+});

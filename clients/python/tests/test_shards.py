@@ -626,3 +626,48 @@ def test_gives_up_without_replicas() -> None:
         sharded.step(ADAMW, tensors(1), tensors(2))
     with pytest.raises(ValueError, match="urls: expected at least one"):
         stepd.ShardedClient([])
+
+
+@pytest.mark.parametrize("cache_mib", ["64", "0"])
+def test_clipping_sends_kept_gradients_once(cache_mib: str) -> None:
+    settings: Any = {"clip": {"max_norm": 0.5}, "loss_scale": 3.0}
+    params, grads = tensors(1), tensors(2)
+    size = sum(array.nbytes for array in params.values())
+    sent: dict[str, int] = {}
+    with (
+        Server(STEPD_CACHE_MIB=cache_mib) as server,
+        stepd.Client(server.url) as client,
+        stepd.ShardedClient([server.url], request_bytes=8000) as sharded,
+    ):
+        transport = sharded._replicas[0].client._transport
+        send = transport.send
+
+        def count(call: Any, *more: Any) -> Any:
+            sent[call.path] = sent.get(call.path, 0) + call.nbytes
+            return send(call, *more)
+
+        vars(transport)["send"] = count
+        reply: Any = {"cache": cache_mib != "0"}
+        one = client.step(ADAMW, params, grads, **settings)
+        two = sharded.step(ADAMW, params, grads, reply=reply, **settings)
+        assert_same(one, two)
+        assert size < sent["/v1/norms"] < 1.5 * size
+        times = 1 if cache_mib == "64" else 2
+        assert times * size < sent["/v1/step"] < (times + 0.5) * size
+        # Parameters and state are on the server, too, so the step has handles alone.
+        if two.cached is not None:
+            sent.clear()
+            again = sharded.step(
+                ADAMW, None, grads, cached=two.cached, reply=reply, **settings
+            )
+            assert_same(
+                client.step(ADAMW, one.params, grads, one.state, **settings), again
+            )
+            assert sent["/v1/step"] < 0.3 * size
+
+
+def test_kept_gradients_that_the_server_has_lost(client: stepd.Client) -> None:
+    params, grads = tensors(1), tensors(2)
+    lost = stepd.Cached(grads="gone.grads")
+    found = client.step(ADAMW, params, grads, cached=lost)
+    assert_same(found, client.step(ADAMW, params, grads))

@@ -1477,6 +1477,12 @@ grad_norm: Value
  * Warnings about this call.
  */
 warnings?: undefined | readonly string[]
+/**
+ * Handles of what the server has kept, for the step that follows.
+ */
+cached?: undefined | {
+grads?: undefined | CachedBlob
+}
 receipt?: undefined | Receipt
 }
 export interface TensorNorms {
@@ -1494,6 +1500,15 @@ zeros: number
 non_finite: number
 }
 /**
+ * A blob in the server's cache (STEPD_CACHE_MIB). The field cached of an earlier reply named it. The server may have evicted it.
+ */
+export interface CachedBlob {
+/**
+ * The name that the server gave the blob. It means nothing to other servers and other callers.
+ */
+handle: string
+}
+/**
  * Gradients, and optionally their parameters, whose sums of squares are computed: the first phase of exact clipping over several calls.
  */
 export interface NormsParams {
@@ -1504,6 +1519,15 @@ slices?: undefined | Slices
  * All gradients are first divided by this number: a normal float32.
  */
 loss_scale?: undefined | number
+/**
+ * What the server keeps.
+ */
+reply?: undefined | {
+/**
+ * Keep the gradients in the server's cache, if it has one and they came as a blob. The reply's field cached has their handle, which one step uses up.
+ */
+cache?: undefined | boolean
+}
 receipt?: undefined | ReceiptOption
 }
 /**
@@ -1722,15 +1746,6 @@ skipped: boolean
 export interface Cached {
 params?: undefined | CachedBlob
 state?: undefined | CachedBlob
-}
-/**
- * A blob in the server's cache (STEPD_CACHE_MIB). The field cached of an earlier reply named it. The server may have evicted it.
- */
-export interface CachedBlob {
-/**
- * The name that the server gave the blob. It means nothing to other servers and other callers.
- */
-handle: string
 }
 /**
  * One optimizer step: parameters, gradients and state. The gradients are in grads, or the updates in reduce are combined into them. A gradient has the name and shape of its parameter. A parameter without a gradient does not change, and its step count stays.

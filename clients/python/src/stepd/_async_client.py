@@ -257,10 +257,11 @@ class AsyncClient:
         *,
         loss_scale: float | None = None,
         slices: Slices | None = None,
+        keep: bool = False,
         timeout: float | Timeout | None = None,
     ) -> NormsResult:
         """Return the sums of squares of each tensor, as :meth:`Client.norms` does."""
-        call = calls.norms(grads, params, loss_scale, slices, self._shared)
+        call = calls.norms(grads, params, loss_scale, slices, self._shared, keep=keep)
         return await self._run(call, timeout)
 
     async def reduce(

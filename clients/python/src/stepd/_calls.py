@@ -123,6 +123,8 @@ class Cached:
     state: str | None = None
     #: One entry per call of a result that came in several.
     shards: tuple[CachedShard, ...] = ()
+    #: Gradients that :meth:`Client.norms` has kept. The step that uses them frees them.
+    grads: str | None = None
 
 
 class TensorInfo(NamedTuple):
@@ -217,6 +219,8 @@ class NormsResult:
     tensors: dict[str, TensorNorms]
     grad_norm: float
     warnings: tuple[str, ...] = ()
+    #: The handle of the gradients, for the next step's ``cached``. None if not kept.
+    cached: Cached | None = None
 
 
 def _blob(field: str, arrays: Mapping[str, Any]) -> Blob:
@@ -297,7 +301,11 @@ def step(
             "cached: expected that of a Client's result, found a ShardedClient's, "
             "which names parts of the tensors"
         )
-    handles = {"params": cached.params, "state": cached.state}
+    handles = {
+        "params": cached.params,
+        "state": cached.state,
+        "grads": cached.grads,
+    }
     named = {field: handle for field, handle in handles.items() if handle is not None}
     if params is None and "params" not in named:
         raise ValueError("params: expected arrays, or cached that names them")
@@ -525,6 +533,8 @@ def norms(
     loss_scale: float | None,
     slices: Slices | None = None,
     shared: SharedFolder | None = None,
+    *,
+    keep: bool = False,
 ) -> Call[NormsResult]:
     def read(reply: Json) -> NormsResult:
         tensors = {
@@ -532,7 +542,8 @@ def norms(
             for name, values in reply["tensors"].items()
         }
         warnings = tuple(reply.get("warnings", ()))
-        return NormsResult(tensors, float(reply["grad_norm"]), warnings)
+        cached = _cached(reply.get("cached"))
+        return NormsResult(tensors, float(reply["grad_norm"]), warnings, cached)
 
     require_options({"loss_scale": loss_scale, "slices": slices})
     require_arrays("grads", grads)
@@ -541,6 +552,7 @@ def norms(
     fields = {
         "loss_scale": loss_scale,
         "slices": slices,
+        "reply": {"cache": True} if keep else None,
         "grads": _blob("grads", grads),
         "params": None if params is None else _blob("params", params),
     }

@@ -291,10 +291,15 @@ class Client(Splitter):
         *,
         loss_scale: float | None = None,
         slices: Slices | None = None,
+        keep: bool = False,
         timeout: float | Timeout | None = None,
     ) -> NormsResult:
-        """Return the sums of squares for exact clipping over several calls."""
-        call = calls.norms(grads, params, loss_scale, slices, self._shared)
+        """Return the sums of squares for exact clipping over several calls.
+
+        ``keep=True`` asks the server to keep the gradients, if it has a cache. A step
+        with the result's ``cached`` then sends them only if the server has lost them.
+        """
+        call = calls.norms(grads, params, loss_scale, slices, self._shared, keep=keep)
         return self._run(call, timeout)
 
     def reduce(

@@ -97,6 +97,7 @@ class Caller(Protocol):
         *,
         loss_scale: float | None = None,
         slices: Slices | None = None,
+        keep: bool = False,
         timeout: float | Timeout | None = None,
     ) -> NormsResult: ...
 
@@ -115,10 +116,19 @@ class Part:
     url: str | None = None
     #: Gradients, and entries of the state, that belong to no parameter.
     unmatched: list[str] = field(default_factory=list)
+    #: The handle of the gradients that the server at ``url`` has kept.
+    kept_grads: str | None = None
 
     @property
     def names(self) -> list[str]:
         return [*self.tensors, *self.unmatched]
+
+    @property
+    def all_cached(self) -> Cached | None:
+        """Handles of all that the server has."""
+        if self.kept_grads is None:
+            return self.cached
+        return replace(self.cached or Cached(), grads=self.kept_grads)
 
     def stepped(self, names: Collection[str]) -> dict[str, TensorInfo]:
         """Return the parameters, with one more step for those in ``names``."""
@@ -408,7 +418,9 @@ class Splitter:
             parts[0].unmatched += [name for name in state.steps if name not in known]
 
         if clips_by_norm(optimizer, clip) or non_finite == "skip":
-            norms = joined_norms(self._norms(parts, inputs, loss_scale, span))
+            norms = joined_norms(
+                self._norms(parts, inputs, loss_scale, span, keep=True)
+            )
             if any(tensor.non_finite for tensor in norms.values()):
                 options["others_non_finite"] = True
             if clips_by_norm(optimizer, clip):
@@ -420,7 +432,7 @@ class Splitter:
 
         def call(part: Part) -> Callable[[Caller], tuple[StepResult, str]]:
             def step(client: Caller) -> tuple[StepResult, str]:
-                own_options: StepOptions = {**options, "cached": part.cached}
+                own_options: StepOptions = {**options, "cached": part.all_cached}
                 own_options["slices"] = part.slices_on_wire(part.names, given_slices)
                 if has_receipts:
                     place = {"index": places[id(part)], "count": len(parts)}
@@ -501,7 +513,10 @@ class Splitter:
         span: Span,
         *,
         of_params: bool = False,
+        keep: bool = False,
     ) -> list[tuple[Part, NormsResult]]:
+        """Return sums by part. With ``keep`` a part's server may keep its gradients."""
+
         def call(part: Part) -> Callable[[Caller], tuple[Part, NormsResult]]:
             own = inputs.grads_of(part)
             given = inputs.params_of(part) if of_params else part.zeros(own)
@@ -509,16 +524,23 @@ class Splitter:
             # parameters if any differs from its gradient in being float64.
             if not of_params and not differ_in_arithmetic(given or {}, own):
                 given = None
-            return lambda client: (
-                part,
-                client.norms(
+
+            def norms(client: Caller) -> tuple[Part, NormsResult]:
+                result = client.norms(
                     own,
                     given,
                     loss_scale=loss_scale,
                     slices=part.slices_on_wire(own),
+                    keep=keep,
                     timeout=span.remaining(),
-                ),
-            )
+                )
+                # The handles of one part belong to one server.
+                if result.cached is not None and part.url in (None, client.url):
+                    part.url = client.url
+                    part.kept_grads = result.cached.grads
+                return part, result
+
+            return norms
 
         return self._each(parts, call, span)
 

@@ -46,7 +46,7 @@ export const jobsOf = ({ optimizer, values = {} }: Case, elements: number, memor
   if (!definition) throw new Error(`there is no optimizer ${optimizer}`);
   const hyperparameters = { ...defaultsOf(definition.hyperparameters), ...values } as never;
   const slots = definition.slots(hyperparameters);
-  return definition.stages(hyperparameters).map(({ kernel: name, operands, sums, scalars }) => ({
+  return definition.stages(hyperparameters, []).map(({ kernel: name, operands, sums, scalars }) => ({
     elements,
     calls: [
       {

@@ -117,6 +117,7 @@ const rangeText = (schema: Hyperparameters[string]): string => {
   const {
     enum: choices,
     items,
+    minItems,
     minimum,
     exclusiveMinimum,
     maximum,
@@ -126,13 +127,14 @@ const rangeText = (schema: Hyperparameters[string]): string => {
     readonly type: string | readonly string[];
     readonly enum?: readonly string[];
     readonly items?: Hyperparameters[string];
+    readonly minItems?: number;
     readonly minimum?: number;
     readonly exclusiveMinimum?: number;
     readonly maximum?: number;
     readonly exclusiveMaximum?: number;
   };
   if (choices) return choices.map((choice) => inlineCode(JSON.stringify(choice))).join(", ");
-  if (items) return `two numbers, each ${rangeText(items).replace("number, ", "")}`;
+  if (items) return `${minItems === 3 ? "three" : "two"} numbers, each ${rangeText(items).replace("number, ", "")}`;
   if (type === "boolean") return "`true`, `false`";
   const isLargest = (bound: number): boolean => Math.abs(bound) > 3e38;
   const bounds = [

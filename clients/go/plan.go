@@ -25,6 +25,8 @@ type Plan struct {
 	StateBytes int64 `json:"state_bytes"`
 	// ArenaBytes is an upper bound of the memory that the call holds on the server.
 	ArenaBytes int64 `json:"arena_bytes"`
+	// MatrixFlops counts the multiplications and additions in matrix products, such as those of muon.
+	MatrixFlops float64 `json:"matrix_flops"`
 	// Fits is true if the server accepts the step as one call.
 	Fits bool `json:"fits"`
 	// Requests is the number of calls to split the step into, so that the server holds several at once. It is 0 if one tensor

@@ -6,6 +6,8 @@ import { escapeReplacement, TensorFile, withOptionName } from "./_file.ts";
 import { optimizerFields, optimizerOf, optimizerOptions } from "./_optimizer.ts";
 import { bytesText, countText, formatTable, pluralize, secondsText } from "./terminal.ts";
 
+const GIGA = 1e9;
+
 const LINKS_GBIT = [1, 10, 25];
 
 const MAX_ARENA_MIB = 4096;
@@ -81,6 +83,7 @@ const textOf = (optimizer: string, tensors: number, result: PlanResult, links: r
     `out:    ${bytesText(result.bytes_out)} (parameters, state)`,
     `state:  ${bytesText(result.state_bytes)}`,
     `memory: ${bytesText(result.arena_bytes)} as one call, which ${result.fits ? "fits" : "does not fit"} into ${bytesText(capacity)}`,
+    ...(result.matrix_flops > 0 ? [`work:   ${(result.matrix_flops / GIGA).toPrecision(3)} GFLOP of matrix products`] : []),
     `calls:  ${calls}`,
     "",
     formatTable(["network", "in", "out", "step"], rows),

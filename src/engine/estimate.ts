@@ -27,6 +27,8 @@ export interface Estimate {
   readonly state_bytes: number;
   /** A single call for the whole step takes this many bytes of the arena. */
   readonly arena_bytes: number;
+  /** The multiplications and additions in matrix products. */
+  readonly matrix_flops: number;
   readonly fits: boolean;
   /** The suggested number of calls. It is 0 if one tensor alone does not fit. */
   readonly requests: number;
@@ -61,6 +63,7 @@ export function* estimate({ tensors, grad_dtype: gradDtype, ...options }: PlanPa
     bytes_out: total("param") + paramHeader + stateBytes,
     state_bytes: stateBytes,
     arena_bytes: arena,
+    matrix_flops: layout.targets.reduce((sum, { recipe: { optimizer, values, shape } }) => sum + (optimizer.matrices?.flops(values, shape) ?? 0), 0),
     fits: arena <= capacity,
     requests: tooLarge.length > 0 ? 0 : requestsFor(costs, Math.min(capacity / CALLS_PER_ARENA, MAX_CALL_BYTES)),
     too_large: tooLarge,
@@ -80,22 +83,25 @@ interface Cost {
   readonly state: number;
   /** The bytes of the gradient's copy in the wider arithmetic dtype. */
   readonly wideGrad: number;
+  /** The bytes of buffers in work memory. */
+  readonly buffers: number;
 }
 
-const costOf = ({ elements, recipe: { param, grad, optimizer, slots, wideGradStride } }: StepTarget): Cost => {
+const costOf = ({ elements, recipe: { param, grad, optimizer, slots, wideGradStride, buffers } }: StepTarget): Cost => {
   const bytes = (dtype: string): number => elements * (bytesOf(dtype) as number);
   return {
     param: bytes(param),
     grad: bytes(grad),
     state: (1 + scalarSlotsOf(optimizer).length) * SCALAR_BYTES + slots.reduce((sum, [slot, , dtype]) => sum + slotBytes(slot, dtype, elements), 0),
     wideGrad: elements * wideGradStride,
+    buffers: buffers.reduce((sum, size) => sum + size, 0),
   };
 };
 
 const slotBytes = (slot: string, dtype: string, elements: number): number =>
   (codesOf(slot) === undefined ? elements : scaleCount(elements)) * (bytesOf(dtype) as number);
 
-const arenaOf = ({ param, grad, state, wideGrad }: Cost): number => param + grad + state + wideGrad + OVERHEAD_BYTES_PER_TENSOR;
+const arenaOf = ({ param, grad, state, wideGrad, buffers }: Cost): number => param + grad + state + wideGrad + buffers + OVERHEAD_BYTES_PER_TENSOR;
 
 /** Packs tensors in name order into calls of at most `limit` bytes, and counts the calls. A larger tensor gets its own call. */
 const requestsFor = (costs: readonly Cost[], limit: number): number => {

@@ -163,6 +163,10 @@ export function* compile(options: StepOptions, matched: Matched, kernel: (name: 
       }
       offsets.push(stateEntries?.slots.get(slot)?.offset ?? 0);
     }
+    for (const bytes of recipe.buffers) {
+      offsets.push(workBytes);
+      workBytes += aligned(bytes);
+    }
     const { optimizer } = recipe;
     targets.push({
       name,
@@ -245,6 +249,13 @@ const refuseSlice = ({ name, wholeTensors }: OptimizerDefinition, values: Values
   ]);
 };
 
+/** Returns the shape of a matrix. Throws TENSOR_MISMATCH for another tensor. */
+const requireMatrix = ({ name: optimizer }: OptimizerDefinition, { name, shape }: TensorInfo): readonly number[] => {
+  if (shape.length === 2) return shape;
+  const expected = `a matrix for ${optimizer}, or a group that gives the tensor another optimizer`;
+  throw StepdError.mismatch("TENSOR_MISMATCH", `/params/${pointerEscape(name)}`, expected, `shape [${shape}]`, [name]);
+};
+
 class RecipeCache {
   readonly #plan: Plan;
   readonly #recipes: Recipes;
@@ -270,7 +281,8 @@ class RecipeCache {
     this.#recipesOf.set(values, byKey);
     // The last slice of a tensor may be short, but Q8 stores it in codes, as it stores the tensor.
     const first = this.#slices.get(param.name);
-    const key = first === undefined ? recipeKey : `${recipeKey} ${first > 0}`;
+    const shape = optimizer.matrices ? requireMatrix(optimizer, param) : [];
+    const key = [recipeKey, ...(first === undefined ? [] : [first > 0]), ...shape].join(" ");
     const whole = { dtype: param.dtype, elements: (first ?? 0) + param.elements };
     if (first !== undefined) refuseSlice(optimizer, values, param.name, first);
     let recipe = byKey.get(key);
@@ -293,6 +305,7 @@ class RecipeCache {
       grad: grad.dtype,
       optimizer,
       values,
+      shape,
       slots,
       isFirst: newSlots.length > 0,
       slotsRequiredLater,

@@ -4,7 +4,7 @@
  */
 import { createHash } from "node:crypto";
 import { bytesOf } from "../codec/dtype.ts";
-import type { Hyperparameters, OptimizerDefinition, Stage, Values } from "../optimizers/registry.ts";
+import type { Hyperparameters, OptimizerDefinition, Rows, Stage, Values } from "../optimizers/registry.ts";
 import { scratch } from "../pool/pool.ts";
 import {
   absent,
@@ -69,6 +69,8 @@ export interface RecipeInput {
   readonly grad: string;
   readonly optimizer: OptimizerDefinition;
   readonly values: Values<Hyperparameters>;
+  /** The tensor's shape, if the optimizer's stages depend on it. */
+  readonly shape: readonly number[];
   /** The tensor's slots. `isNew` marks a slot that the state lacks and this step creates. */
   readonly slots: readonly (readonly [slot: string, isNew: boolean, dtype: string])[];
   /** True if the step creates slots, not counting the master copy. */
@@ -78,6 +80,8 @@ export interface RecipeInput {
 }
 
 export interface Phase {
+  /** The rows over which the calls run. Undefined if they run over the tensor's elements. */
+  readonly rows: Rows | undefined;
   readonly calls: readonly KernelCall[];
   /** The columns of the gradient check's sums. */
   readonly gradientSums: Columns | undefined;
@@ -109,6 +113,8 @@ export interface Recipe extends RecipeInput {
   readonly columns: number;
   /** The bytes per element of a widened gradient in work memory; 0 if the gradient needs none. */
   readonly wideGradStride: number;
+  /** The bytes of each buffer in work memory. Their offsets follow those of the slots. */
+  readonly buffers: readonly number[];
 }
 
 export interface NormsRecipe extends Pick<Recipe, "columns" | "wideGradStride"> {
@@ -119,6 +125,12 @@ export interface NormsRecipe extends Pick<Recipe, "columns" | "wideGradStride"> 
 /** Lists the slots that workers copy, with their indexes. Scales of Q8 are not among them, because a shard has a 64th as many. */
 export const copiedSlots = (slots: RecipeInput["slots"]): readonly (readonly [index: number, dtype: string])[] =>
   slots.flatMap(([slot, isNew, dtype], index) => (isNew || codesOf(slot) !== undefined ? [] : [[index, dtype] as const]));
+
+/** Returns an operand for each buffer in work memory. */
+const buffersOf = ({ param, optimizer, values, shape, slots }: RecipeInput): ReadonlyMap<string, Operand> => {
+  const names = Object.keys(optimizer.matrices?.buffers(values, shape) ?? {});
+  return new Map(names.map((name, index) => [name, tensorAt(WORKSPACE, SLOTS_AT + slots.length + index, slotDtype(param))]));
+};
 
 const noScalars = (): readonly number[] => [];
 
@@ -140,8 +152,9 @@ export class Recipes {
   }
 
   step(input: RecipeInput, tensorOptions: TensorOptions): Recipe {
-    const { param, grad, optimizer, values } = input;
-    const stages = optimizer.stages(values);
+    const { param, grad, optimizer, values, shape } = input;
+    const stages = optimizer.stages(values, shape);
+    const buffers = Object.values(optimizer.matrices?.buffers(values, shape) ?? {});
     const average = optimizer.average?.(values);
     const { isMeasured, gradientCheck } = tensorOptions;
     const dtype = slotDtype(param);
@@ -157,11 +170,15 @@ export class Recipes {
       const checkSums = isFirst && gradientCheck ? sumColumns.allocate(GRADIENT_SUM_COUNTS[gradientCheck]) : undefined;
       const columns = sumColumns.allocate(stage.sums);
       const stats = isLast && tensorOptions.wantsStats ? sumColumns.allocate(2) : undefined;
+      if (stage.rows) {
+        const calls = [this.#rows(input, stage, stage.rows, gradient)];
+        return { rows: stage.rows, calls, gradientSums: undefined, stageSums: columns, statsSums: undefined };
+      }
       const calls = [
         ...(isFirst ? this.#prepareGradient(input, gradient, checkSums, tensorOptions) : []),
         ...this.#stage(input, stage, gradient, columns, stats, isFirst, isLast, tensorOptions.seed),
       ];
-      return { calls, gradientSums: checkSums, stageSums: columns, statsSums: stats };
+      return { rows: undefined, calls, gradientSums: checkSums, stageSums: columns, statsSums: stats };
     });
     return {
       ...input,
@@ -173,6 +190,7 @@ export class Recipes {
       results: this.#results(param, tensorOptions.isRounded, sumColumns.allocate(GRADIENT_SUM_COUNTS.check)),
       columns: sumColumns.width,
       wideGradStride: needsWideGrad ? (bytesOf(dtype) as number) : 0,
+      buffers: buffers.map((elements) => elements * (bytesOf(dtype) as number)),
     };
   }
 
@@ -254,7 +272,7 @@ export class Recipes {
 
   /** Builds the calls of a stage: widen the parameter, run the stage's kernel, compute statistics, narrow the parameter. */
   #stage(
-    { param, slots, optimizer: { moments = {} } }: RecipeInput,
+    input: RecipeInput,
     { kernel, operands, scalars, sums }: Stage,
     gradient: Operand,
     columns: Columns,
@@ -263,6 +281,11 @@ export class Recipes {
     isLast: boolean,
     seed: number | undefined,
   ): readonly KernelCall[] {
+    const {
+      param,
+      slots,
+      optimizer: { moments = {} },
+    } = input;
     const dtype = slotDtype(param);
     const slotAt = new Map(
       slots.map(([slot, isNew, stored], index) => {
@@ -278,6 +301,7 @@ export class Recipes {
         const scales = slotAt.get(scaleOf(slot))?.operand;
         return convert({ slot, kind: moments[slot] as Moment["kind"], dtype: stored, values, scales, wide: momentScratch.get(slot) as Operand });
       });
+    const bufferAt = buffersOf(input);
     const stored = tensorAt(PARAMS, PARAM_AT, param);
     const master = slotAt.get(MASTER_PARAM);
     const wide = master?.operand ?? (param === dtype ? stored : PARAM_SCRATCH);
@@ -286,7 +310,7 @@ export class Recipes {
       if (operand === "param") return wide;
       if (operand === "grad") return gradient;
       if (operand === "sums") return sumsAt(columns);
-      return momentScratch.get(operand) ?? slotAt.get(operand)?.operand ?? absent;
+      return momentScratch.get(operand) ?? slotAt.get(operand)?.operand ?? bufferAt.get(operand) ?? absent;
     };
     const step = this.#call(kernel, dtype, operands.map(operandOf), ({ context }) => scalars(context));
     return [
@@ -302,6 +326,20 @@ export class Recipes {
       ...(stats ? [this.#call("stats_moved", dtype, [wide, COPY_SCRATCH, sumsAt(stats, 1)])] : []),
       ...(isLast && param !== dtype ? [this.#narrow(param, wide, stored, master ? undefined : seed)] : []),
     ];
+  }
+
+  /** Builds the call of a stage that runs over rows. */
+  #rows(input: RecipeInput, { kernel, operands, scalars }: Stage, { strides }: Rows, gradient: Operand): KernelCall {
+    const dtype = slotDtype(input.param);
+    const bufferAt = buffersOf(input);
+    const pointers = operands.map((operand, index): Operand => {
+      if (operand === "panel") return PARAM_SCRATCH;
+      if (operand === "absent") return absent;
+      const whole = operand === "grad" ? gradient : (bufferAt.get(operand) as Operand);
+      const stride = (strides[index] as number) * (bytesOf(dtype) as number);
+      return (target, bases) => ({ address: whole(target, bases).address, stride });
+    });
+    return this.#call(kernel, dtype, pointers, ({ context }) => scalars(context));
   }
 
   #widenMoment({ kind, dtype, values, scales, wide }: Moment): KernelCall {

@@ -7,7 +7,7 @@ import { setImmediate } from "node:timers/promises";
 import type { Lease } from "../arena/arena.ts";
 import { bytesOf } from "../codec/dtype.ts";
 import { mapInTurns } from "../codec/turns.ts";
-import type { StepContext } from "../optimizers/registry.ts";
+import type { Rows, StepContext } from "../optimizers/registry.ts";
 import { type Call, type Pointer, type Pool, SHARD_ELEMENTS, type Unit } from "../pool/pool.ts";
 
 /** Each offset is relative to one of these memory blocks: the call's three files, new slots, rounded parameters, or work memory. */
@@ -108,7 +108,7 @@ export class Runner {
   }
 
   /**
-   * Runs the kernel calls of each target. `isRepeatable` lets the pool run a shard again after a worker is lost. Returns the indexes
+   * Runs the kernel calls of each target: over its elements, or over the rows that `rowsOf` returns. `isRepeatable` lets the pool run a shard again after a worker is lost. Returns the indexes
    * of targets whose results may not be finite.
    */
   async run<T extends Target>(
@@ -116,6 +116,7 @@ export class Runner {
     callsOf: (target: T) => readonly KernelCall[],
     isRepeatable: boolean,
     inputsOf: (target: T, index: number) => ScalarInputs = withoutContext,
+    rowsOf: (target: T) => Rows | undefined = () => undefined,
   ): Promise<readonly number[]> {
     const built = mapInTurns(targets, (target, index): Unit => {
       const inputs = inputsOf(target, index);
@@ -130,6 +131,8 @@ export class Runner {
             isBlocked: call.isBlocked === true,
           });
       }
+      const rows = rowsOf(target);
+      if (rows) return { elements: rows.count, calls, isRepeatable, passes: rows.work, shardElements: rows.perShard };
       return { elements: target.elements, calls, isRepeatable, passes: target.passes };
     });
     // mapInTurns returns a promise only for many targets. The pool then encodes the job in a new turn.

@@ -133,7 +133,7 @@ export const runStep = async (layout: Layout, progress: Progress, files: StepFil
   const suspects = new Set<number>();
   for (let stage = 0; stage < layout.stages; stage++) {
     const callsOf = (target: StepTarget): readonly KernelCall[] => [...(stage === 0 ? copiesOf(target) : []), ...(target.recipe.phases[stage]?.calls ?? [])];
-    const found = await runner.run(targets, callsOf, false, scalars);
+    const found = await runner.run(targets, callsOf, false, scalars, ({ recipe }) => recipe.phases[stage]?.rows);
     for (const index of found) suspects.add(index);
     if (stage === 0 && !isMeasured) {
       gradSums = await mapInTurns(targets, (target) => gradientSums(runner.total(target, target.recipe.phases[0]?.gradientSums)));

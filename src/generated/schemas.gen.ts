@@ -1629,6 +1629,96 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         }
       },
       {
+        "title": "Muon",
+        "description": "buf = lerp(buf, g, 1-momentum); u = nesterov ? lerp(g, buf, momentum) : buf; X = u/max(|u|, eps); ns_steps times: A = X*X', X = a*X + (b*A + c*A*A)*X; p -= lr*weight_decay*p + lr*scale*X, scale by adjust_lr_fn from R rows and C columns: original sqrt(max(1, R/C)), match_rms_adamw 0.2*sqrt(max(R, C)), spectral_unclamped sqrt(R/C)",
+        "type": "object",
+        "required": [
+          "name"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "name": {
+            "const": "muon"
+          },
+          "lr": {
+            "type": "number",
+            "default": 0.001,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Learning rate; with a schedule, its base rate"
+          },
+          "weight_decay": {
+            "type": "number",
+            "default": 0.1,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Decoupled weight decay: lr*weight_decay times the parameter is subtracted from the parameter"
+          },
+          "momentum": {
+            "type": "number",
+            "default": 0.95,
+            "minimum": 0,
+            "maximum": 1,
+            "description": "Decay rate of momentum_buffer"
+          },
+          "nesterov": {
+            "type": "boolean",
+            "default": true,
+            "description": "Use Nesterov's form: orthogonalize the mean of gradient and buffer, instead of the buffer"
+          },
+          "ns_steps": {
+            "type": "number",
+            "default": 5,
+            "minimum": 0,
+            "maximum": 99,
+            "description": "Number of Newton-Schulz iterations, a whole number; each takes three matrix products"
+          },
+          "ns_coefficients": {
+            "type": "array",
+            "items": {
+              "type": "number",
+              "minimum": -1000,
+              "maximum": 1000
+            },
+            "minItems": 3,
+            "maxItems": 3,
+            "default": [
+              3.4445,
+              -4.775,
+              2.0315
+            ],
+            "description": "Coefficients a, b and c of the iteration"
+          },
+          "eps": {
+            "type": "number",
+            "default": 1e-7,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Smallest divisor of the update before the iterations"
+          },
+          "adjust_lr_fn": {
+            "type": "string",
+            "enum": [
+              "original",
+              "match_rms_adamw",
+              "spectral_unclamped"
+            ],
+            "default": "original",
+            "description": "Factor of lr by shape: sqrt(max(1, rows/columns)), 0.2*sqrt(max(rows, columns)), or sqrt(rows/columns)"
+          },
+          "state_dtype": {
+            "type": "string",
+            "enum": [
+              "F32",
+              "BF16",
+              "Q8"
+            ],
+            "default": "F32",
+            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32"
+          }
+        }
+      },
+      {
         "title": "NAdam",
         "description": "m, v as in adam; mu_t = beta1*(1 - 0.96^(t*momentum_decay)/2); P = mu_1*...*mu_t; p -= lr * ((1-mu_t)/(1-P)*g + mu_{t+1}/(1-P*mu_{t+1})*m) / (sqrt(v/(1-beta2^t)) + eps)",
         "type": "object",
@@ -2295,6 +2385,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
       "bytes_out",
       "state_bytes",
       "arena_bytes",
+      "matrix_flops",
       "fits",
       "requests",
       "too_large"
@@ -2324,6 +2415,11 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
       "arena_bytes": {
         "description": "Upper bound of the memory that the call needs on the server.",
         "type": "integer",
+        "minimum": 0
+      },
+      "matrix_flops": {
+        "description": "Multiplications and additions in the matrix products of a step, such as those of muon; 0 for other optimizers.",
+        "type": "number",
         "minimum": 0
       },
       "fits": {

@@ -8,7 +8,7 @@ export type TensorsResult = Uint8Array | string | { readonly [name: string]: Pla
 /**
  * An optimizer by name with its hyperparameters; absent ones take their defaults.
  */
-export type Optimizer = (Adadelta | Adagrad | Adam | Adamax | AdamW | LAMB | LARS | Lion | NAdam | QHAdam | QHAdamW | QHM | RAdam | RMSprop | ScheduleFreeAdamW | ScheduleFreeSGD | SGD)
+export type Optimizer = (Adadelta | Adagrad | Adam | Adamax | AdamW | LAMB | LARS | Lion | Muon | NAdam | QHAdam | QHAdamW | QHM | RAdam | RMSprop | ScheduleFreeAdamW | ScheduleFreeSGD | SGD)
 /**
  * Tensors, or a reference to their safetensors file in the shared folder or the cache.
  */
@@ -521,6 +521,51 @@ maximize?: boolean
  * Zero the elements of the update whose sign differs from the gradient's, and scale up the others (timm)
  */
 caution?: boolean
+/**
+ * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
+ */
+state_dtype?: ("F32" | "BF16" | "Q8")
+}
+/**
+ * buf = lerp(buf, g, 1-momentum); u = nesterov ? lerp(g, buf, momentum) : buf; X = u/max(|u|, eps); ns_steps times: A = X*X', X = a*X + (b*A + c*A*A)*X; p -= lr*weight_decay*p + lr*scale*X, scale by adjust_lr_fn from R rows and C columns: original sqrt(max(1, R/C)), match_rms_adamw 0.2*sqrt(max(R, C)), spectral_unclamped sqrt(R/C)
+ */
+export interface Muon {
+name: "muon"
+/**
+ * Learning rate; with a schedule, its base rate
+ */
+lr?: number
+/**
+ * Decoupled weight decay: lr*weight_decay times the parameter is subtracted from the parameter
+ */
+weight_decay?: number
+/**
+ * Decay rate of momentum_buffer
+ */
+momentum?: number
+/**
+ * Use Nesterov's form: orthogonalize the mean of gradient and buffer, instead of the buffer
+ */
+nesterov?: boolean
+/**
+ * Number of Newton-Schulz iterations, a whole number; each takes three matrix products
+ */
+ns_steps?: number
+/**
+ * Coefficients a, b and c of the iteration
+ * 
+ * @minItems 3
+ * @maxItems 3
+ */
+ns_coefficients?: [number, number, number]
+/**
+ * Smallest divisor of the update before the iterations
+ */
+eps?: number
+/**
+ * Factor of lr by shape: sqrt(max(1, rows/columns)), 0.2*sqrt(max(rows, columns)), or sqrt(rows/columns)
+ */
+adjust_lr_fn?: ("original" | "match_rms_adamw" | "spectral_unclamped")
 /**
  * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
  */
@@ -1554,6 +1599,10 @@ state_bytes: number
  * Upper bound of the memory that the call needs on the server.
  */
 arena_bytes: number
+/**
+ * Multiplications and additions in the matrix products of a step, such as those of muon; 0 for other optimizers.
+ */
+matrix_flops: number
 /**
  * Whether this server accepts the step as one call.
  */

@@ -26,6 +26,14 @@ export type Hyperparameter =
       readonly maxItems: 2;
       readonly default: readonly [number, number];
       readonly description: string;
+    }
+  | {
+      readonly type: "array";
+      readonly items: { readonly type: "number" };
+      readonly minItems: 3;
+      readonly maxItems: 3;
+      readonly default: readonly [number, number, number];
+      readonly description: string;
     };
 
 type ValueOf<P extends Hyperparameter> = P extends { type: "number" }
@@ -37,7 +45,9 @@ type ValueOf<P extends Hyperparameter> = P extends { type: "number" }
         ? Choice
         : never
       : P extends { type: "array" }
-        ? readonly [number, number]
+        ? P["default" & keyof P] extends readonly [number, number, number]
+          ? readonly [number, number, number]
+          : readonly [number, number]
         : number | null;
 
 export type Hyperparameters = Readonly<Record<string, Hyperparameter>>;
@@ -59,14 +69,38 @@ export interface StepContext {
   readonly scalarSlots: Readonly<Record<string, number>>;
 }
 
+/** The rows over which a kernel runs. Shards are blocks of rows, so their bounds depend on the shape alone. */
+export interface Rows {
+  readonly count: number;
+  /** The number of rows in a shard. */
+  readonly perShard: number;
+  /** The elements by which each operand advances with a row. With 0, each shard gets the whole operand. */
+  readonly strides: readonly number[];
+  /** The work per row, in elements of an ordinary kernel. */
+  readonly work: number;
+}
+
+/** An optimizer that takes only matrices. Its stages depend on their shape. */
+export interface MatrixDefinition<V> {
+  /** Returns the number of elements of each buffer in work memory. The stages use their names as operands. */
+  buffers(values: V, shape: readonly number[]): Readonly<Record<string, number>>;
+  /** Returns the number of multiplications and additions in the matrix products of a step. */
+  flops(values: V, shape: readonly number[]): number;
+}
+
 /** One run of a kernel over all elements of a tensor. A stage starts after every tensor has finished the stage before. */
 export interface Stage {
   /** The name of the kernel's export without its dtype suffix. */
   readonly kernel: string;
-  /** The kernel's pointer arguments, in order: `param`, `grad`, a slot, `sums`, or `absent` for an unused slot. */
+  /**
+   * The kernel's pointer arguments, in order: `param`, `grad`, a slot, `sums`, or `absent` for an unused slot. Stages on matrices also
+   * have buffers of work memory, and `panel`, the scratch memory of a thread.
+   */
   readonly operands: readonly string[];
   /** The number of float64 sums per shard; 0 if `sums` is not an operand. */
   readonly sums: number;
+  /** Present if the kernel runs over the rows of a matrix. Such a stage has no sums, and changes neither the parameter nor slots. */
+  readonly rows?: Rows;
   /** Computes the kernel's float64 scalars, which are equal for all elements. A kernel has at most 16. */
   scalars(context: StepContext): readonly number[];
 }
@@ -125,7 +159,9 @@ export interface OptimizerDefinition<H extends Hyperparameters = Hyperparameters
    */
   average?(values: Values<H>): Stage;
   /** Returns the stages of a step, in order. */
-  stages(values: Values<H>): readonly Stage[];
+  stages(values: Values<H>, shape: readonly number[]): readonly Stage[];
+  /** Present if the optimizer takes only matrices. */
+  readonly matrices?: MatrixDefinition<Values<H>>;
   /** Computes the trust ratio of a finished step: the factor that scaled the tensor's update. */
   trustRatio?(values: Values<H>, context: StepContext): number;
 }

@@ -8,6 +8,7 @@ import adamw from "./adamw.ts";
 import lamb from "./lamb.ts";
 import lars from "./lars.ts";
 import lion from "./lion.ts";
+import muon from "./muon.ts";
 import nadam from "./nadam.ts";
 import qhadam from "./qhadam.ts";
 import qhadamw from "./qhadamw.ts";
@@ -20,5 +21,5 @@ import sgd from "./sgd.ts";
 
 /** All optimizers by name. */
 export const registry: ReadonlyMap<string, OptimizerDefinition> = new Map(
-  ([adadelta, adagrad, adam, adamax, adamw, lamb, lars, lion, nadam, qhadam, qhadamw, qhm, radam, rmsprop, schedule_free_adamw, schedule_free_sgd, sgd] as unknown as readonly OptimizerDefinition[]).map((definition) => [definition.name, definition]),
+  ([adadelta, adagrad, adam, adamax, adamw, lamb, lars, lion, muon, nadam, qhadam, qhadamw, qhm, radam, rmsprop, schedule_free_adamw, schedule_free_sgd, sgd] as unknown as readonly OptimizerDefinition[]).map((definition) => [definition.name, definition]),
 );

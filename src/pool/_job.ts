@@ -74,6 +74,8 @@ export interface Unit {
   readonly isRepeatable?: boolean;
   /** The work per element, relative to an ordinary kernel; 1 by default. */
   readonly passes?: number | undefined;
+  /** The number of elements in a shard; SHARD_ELEMENTS by default. The elements of a unit may be rows of a matrix. */
+  readonly shardElements?: number | undefined;
 }
 
 const SHARD_WORDS = 3;
@@ -87,7 +89,7 @@ export const unitOf = (units: readonly Unit[], shard: number): Unit | undefined 
   });
 };
 
-const shardsOf = ({ elements }: Unit): number => Math.ceil(elements / SHARD_ELEMENTS);
+const shardsOf = ({ elements, shardElements = SHARD_ELEMENTS }: Unit): number => Math.ceil(elements / shardElements);
 
 /** Counts the shards of a job. */
 export const shardCount = (units: readonly Unit[]): number => units.reduce((sum, unit) => sum + shardsOf(unit), 0);
@@ -109,10 +111,11 @@ export function* writeJob(units: readonly Unit[], words: Float64Array): Task<num
   words[0] = shards;
   for (const [index, unit] of units.entries()) {
     if (index % UNITS_PER_YIELD === UNITS_PER_YIELD - 1) yield;
-    for (let start = 0; start < unit.elements; start += SHARD_ELEMENTS) {
+    const { elements, shardElements = SHARD_ELEMENTS } = unit;
+    for (let start = 0; start < elements; start += shardElements) {
       words[shardAt++] = at;
       words[shardAt++] = start;
-      words[shardAt++] = Math.min(SHARD_ELEMENTS, unit.elements - start);
+      words[shardAt++] = Math.min(shardElements, elements - start);
     }
     words[at++] = 0;
     words[at++] = unit.calls.length;

@@ -99,7 +99,13 @@ const steps: readonly (readonly [file: string, about: string, settings: Readonly
       grads: { w: { shape: [6], dtype: "F32", values: [1, -1, 0, 0, 0, 1.1754943508222875e-38] } },
     },
   ],
+  [
+    "muon",
+    "a matrix by muon, the rest by adamw",
+    { optimizer: adamw, groups: [{ tensors: ["layer.weight"], optimizer: { name: "muon", lr: 0.02, ns_coefficients: [3, -3.2, 1.2] } }] },
+  ],
   // The server refuses these requests.
+  ["error-muon", "a tensor that is no matrix, under muon", { optimizer: { name: "muon" } }],
   ["error-unknown-optimizer", "an unknown optimizer", { optimizer: { name: "adamv" } }],
   ["error-betas", "a beta out of range", { optimizer: { name: "adam", betas: [0.9, 1] } }],
   ["error-unknown-hyperparameter", "a hyperparameter of another optimizer", { optimizer: { name: "sgd", betas: [0.9, 0.99] } }],

@@ -5,11 +5,11 @@
 import assert from "node:assert/strict";
 import { after, before, suite, test } from "node:test";
 import { isDeepStrictEqual } from "node:util";
-import { gradsAt, LARGE, run, SMALL, type StepReply, startParams } from "../support/run.ts";
+import { gradsAt, LARGE, MATRICES, run, SMALL, type StepReply, startParams } from "../support/run.ts";
 import { requireSame } from "../support/same.ts";
 import { JSON_TYPE, TestService } from "../support/service.ts";
 import { readState, readTensors, type TestState, type TestTensors, writeTensors } from "../support/tensors.ts";
-import { narrowVariants, type Variant, variants } from "../support/variants.ts";
+import { matrixVariants, narrowVariants, type Variant, variants } from "../support/variants.ts";
 
 const STEPS = 3;
 
@@ -42,9 +42,10 @@ const requireSameReply = (found: StepReply, expected: StepReply): void => {
 
 suite("the same bytes on any machine", () => {
   const narrow = narrowVariants.filter(({ optimizer: { name } }) => name === "adamw" || name === "lamb");
-  for (const { label, optimizer } of [...variants, ...narrow]) {
+  for (const { label, optimizer } of [...variants, ...narrow, ...matrixVariants]) {
+    const shapes = matrixVariants.some((variant) => variant.label === label) ? MATRICES : LARGE;
     test(label, async () => {
-      const replies = await Promise.all([...services.values()].map((machine) => run(machine, { optimizer, shapes: LARGE, steps: STEPS })));
+      const replies = await Promise.all([...services.values()].map((machine) => run(machine, { optimizer, shapes, steps: STEPS })));
       for (const reply of replies.slice(1)) requireSameReply(reply, replies[0] as StepReply);
     });
   }

@@ -96,7 +96,7 @@ suite("scalars are finite for all decay rates and step counts", () => {
         const values = { ...defaults, ...given, ...(betas && { betas }) } as never;
         for (const step of STEPS) {
           const at = { step, lr: 1e-3, isFirst: step === 1, elements: 7, sums: [[3, 5]], scalarSlots: {} };
-          for (const { kernel, scalars } of definition.stages(values)) {
+          for (const { kernel, scalars } of definition.stages(values, [])) {
             const found = scalars(at);
             assert.ok(found.length <= MAX_SCALARS);
             assert.ok(found.every(Number.isFinite), `${kernel}: ${found} with betas ${betas} at step ${step}`);

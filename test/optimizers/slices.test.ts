@@ -199,7 +199,7 @@ suite("what needs the whole tensor is refused", () => {
       const { name, ...settings } = variant.optimizer;
       const definition = registry.get(name);
       const defaults = Object.fromEntries(Object.entries(definition?.hyperparameters ?? {}).map(([key, { default: value }]) => [key, value]));
-      const stages = definition?.stages({ ...defaults, ...settings } as Parameters<typeof definition.stages>[0]) ?? [];
+      const stages = definition?.stages({ ...defaults, ...settings } as Parameters<typeof definition.stages>[0], [8, 8]) ?? [];
       if (stages.some(({ sums }) => sums > 0)) assert.ok(needsWholeTensors(variant), `${variant.label}: wholeTensors`);
     }
   });

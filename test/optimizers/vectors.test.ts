@@ -43,8 +43,21 @@ const step = (testCase: Case, index: number, params: TestTensors, state: Uint8Ar
 /** Returns the peer's float32 parameters after `count` steps. */
 const paramsAfter = (testCase: Case, count: number): TestTensors => tensors(count === 0 ? testCase.initial : (testCase.steps[count - 1]?.f32.params ?? {}));
 
+/** torch's muon iterates in bfloat16, so its parameters differ by up to this fraction of the largest step of an element. */
+const ROUGH = 2.5e-2;
+
+/** Returns the allowed difference of parameters, in addition to the ulp. */
+const toleranceOf = ({ optimizer, hyperparameters }: Case, name: string, shape: readonly number[]): number => {
+  if (optimizer !== "muon") return 0;
+  const { lr, adjust_lr_fn } = hyperparameters as { lr: number; adjust_lr_fn: string | null };
+  const [rows = 1, columns = 1] = shape;
+  assert.ok(shape.length === 2, name);
+  if (adjust_lr_fn === "match_rms_adamw") return ROUGH * lr * 0.2 * Math.sqrt(Math.max(rows, columns));
+  return ROUGH * lr * Math.sqrt(adjust_lr_fn === "spectral_unclamped" ? rows / columns : Math.max(1, rows / columns));
+};
+
 /** Compares element by element. NaN and infinities must match exactly. */
-const requireClose = (where: string, found: ArrayLike<number>, expected: ArrayLike<number>, old: ArrayLike<number> | undefined): void => {
+const requireClose = (where: string, found: ArrayLike<number>, expected: ArrayLike<number>, old: ArrayLike<number> | undefined, tolerance = 0): void => {
   assert.equal(found.length, expected.length, where);
   for (let i = 0; i < expected.length; i++) {
     const a = found[i] as number;
@@ -54,7 +67,7 @@ const requireClose = (where: string, found: ArrayLike<number>, expected: ArrayLi
       continue;
     }
     const unit = ulp(Math.max(Math.abs(b), Math.abs((old?.[i] as number | undefined) ?? 0)) || 0);
-    assert.ok(Math.abs(a - b) <= MAX_ULPS * unit, `${where}[${i}]: ${a}, not ${b}: ${Math.abs(a - b) / unit} ulp`);
+    assert.ok(Math.abs(a - b) <= MAX_ULPS * unit + tolerance, `${where}[${i}]: ${a}, not ${b}: ${Math.abs(a - b) / unit} ulp`);
   }
 };
 
@@ -89,8 +102,8 @@ const oneStep = async (testCase: Case): Promise<void> => {
     const reply = await step(testCase, index, params, state && writeState(state));
     const where = `${testCase.name} step ${index + 1}`;
     const expected = expectedAfter(testCase, index, params, state);
-    for (const [name, { data }] of Object.entries(readTensors(reply.params))) {
-      requireClose(`${where} ${name}`, data, expected[name] ?? [], params[name]?.data);
+    for (const [name, { data, shape }] of Object.entries(readTensors(reply.params))) {
+      requireClose(`${where} ${name}`, data, expected[name] ?? [], params[name]?.data, toleranceOf(testCase, name, shape));
     }
     const { slots, steps } = readState(reply.state);
     for (const [slot, byName] of Object.entries(slotsAfter(testCase, index + 1, "f32"))) {
@@ -163,6 +176,8 @@ for (const [file, cases] of vectorFiles) {
   suite(file, () => {
     for (const testCase of cases) test(`${testCase.name} matches the peer, one step at a time`, () => oneStep(testCase));
 
+    // muon.test.ts compares muon with float64, because torch rounds to bfloat16 in both runs.
+    if (file === "muon.torch") return;
     test("from the start, the error against float64 does not exceed the peer's", async () => {
       const pooled: Errors = { ours: 0, peer: 0 };
       for (const testCase of cases.filter(({ f32_range }) => !f32_range)) {

@@ -1,13 +1,13 @@
 /** Lists all cases whose results have pinned bits. Each case calls a service and hashes the replies. */
 import { createHash, type Hash } from "node:crypto";
 import { registry } from "../../src/optimizers/registry.ts";
-import { gradsAt, type Shapes, SMALL, type StepReply, startParams } from "../support/run.ts";
+import { gradsAt, MATRICES, type Shapes, SMALL, type StepReply, startParams } from "../support/run.ts";
 import { examples as schedules } from "../support/schedules.ts";
 import type { TestService } from "../support/service.ts";
 import { readFile, type TestTensor, type TestTensors, writeTensors } from "../support/tensors.ts";
 import { DTYPES, type Dtype, typed, writeTyped } from "../support/typed.ts";
 import { updateOf, writeUpdate } from "../support/updates.ts";
-import { narrowVariants, type Variant, variants } from "../support/variants.ts";
+import { matrixVariants, narrowVariants, type Variant, variants } from "../support/variants.ts";
 
 export interface Case {
   /** The optimizer to which the bits belong, or a part of the service in `REVISIONS`. */
@@ -69,6 +69,8 @@ const hashReport = (hash: Hash, report: object): void => {
 /** Tensors too large for the main thread, with several blocks and odd ends. */
 const LARGE = { "encoder.weight": [211, 331], "encoder/bias": [66_001], scale: [], ünï: [3] } as const;
 
+const SMALL_MATRICES = { wide: [3, 10], tall: [9, 2], empty: [0, 4] } as const;
+
 /** A tensor with moments in 8 bits, a tensor that is too small for them, a scalar, and an empty tensor. */
 const CODED = { coded: [4096 + 21], small: [99], scale: [], empty: [0] } as const;
 
@@ -105,6 +107,8 @@ const keys = new Map<object, string>([
   [SMALL, "small"],
   [LARGE, "large"],
   [CODED, "coded"],
+  [MATRICES, "matrices"],
+  [SMALL_MATRICES, "small matrices"],
 ]);
 
 /** Takes steps and hashes each reply. */
@@ -191,6 +195,11 @@ const variantCases = ({ label, optimizer }: Variant): readonly Case[] => [
     },
   },
 ];
+
+const matrixCases = matrixVariants.flatMap(({ label, optimizer }) => [
+  ...dtypesOf(`${label}: on workers`, true, optimizer.name, { optimizer, shapes: MATRICES, steps: LARGE_STEPS }),
+  ...dtypesOf(`${label}: inline`, false, optimizer.name, { optimizer, shapes: SMALL_MATRICES, steps: SMALL_STEPS }),
+]);
 
 /** Options of a step. Each is pinned with AdamW and with LAMB, which needs whole tensors. */
 const OPTIONS: Readonly<Record<string, Readonly<Record<string, unknown>>>> = {
@@ -444,6 +453,7 @@ const conversionCases: readonly Case[] = FORMATS.map(([optimizer, to, more = {}]
 
 export const cases: readonly Case[] = [
   ...variants.flatMap(variantCases),
+  ...matrixCases,
   ...optionCases,
   ...averageCases,
   ...momentCases,

@@ -47,7 +47,7 @@ const callsOf = (optimizer: string, values: Readonly<Record<string, unknown>> = 
   const definition = registry.get(optimizer);
   assert.ok(definition);
   const defaults = Object.entries(definition.hyperparameters).map(([name, { default: initial }]: [string, { default?: unknown }]) => [name, initial]);
-  return definition.stages({ ...Object.fromEntries(defaults), ...values } as never).map(({ kernel, operands, scalars }) => ({
+  return definition.stages({ ...Object.fromEntries(defaults), ...values } as never, []).map(({ kernel, operands, scalars }) => ({
     kernel: `${kernel}_${dtype}`,
     pointers: operands.length,
     scalars: scalars({ step: 10, lr: 1e-3, isFirst: false, elements: 1, sums: [[1, 1]], scalarSlots: {} }),

@@ -6,6 +6,9 @@ import { randomTensors, type TestTensor, writeTensors } from "./tensors.ts";
 export const LARGE = { "encoder.weight": [300, 700], "encoder/bias": [70_001], scale: [], empty: [0], ünï: [3] } as const;
 export const SMALL = { w: [3, 11], b: [7], scale: [], empty: [0], big: [1000] } as const;
 
+/** Matrices for the worker pool: wide, tall, with one row, square, and empty. Sums over `wide` have several blocks. */
+export const MATRICES = { wide: [40, 1100], tall: [150, 67], row: [1, 7], square: [8, 8], empty: [0, 4] } as const;
+
 export type Shapes = Readonly<Record<string, readonly number[]>>;
 
 export interface StepReply {

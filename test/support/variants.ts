@@ -8,17 +8,26 @@ export interface Variant {
   readonly isGlobal: boolean;
 }
 
-export const variants: readonly Variant[] = [...registry.values()].flatMap(({ name, normLimit, variants }) =>
-  Object.entries(variants).map(([label, settings]) => ({
-    label,
-    optimizer: { name, ...settings },
-    isGlobal: normLimit !== undefined && (settings[normLimit] ?? null) !== null,
-  })),
-);
+const variantsOf = (takesMatrices: boolean): readonly Variant[] =>
+  [...registry.values()]
+    .filter(({ matrices }) => (matrices !== undefined) === takesMatrices)
+    .flatMap(({ name, normLimit, variants }) =>
+      Object.entries(variants).map(([label, settings]) => ({
+        label,
+        optimizer: { name, ...settings },
+        isGlobal: normLimit !== undefined && (settings[normLimit] ?? null) !== null,
+      })),
+    );
+
+/** The variants of optimizers that take tensors of any shape. */
+export const variants: readonly Variant[] = variantsOf(false);
+
+/** The variants of optimizers that take only matrices. */
+export const matrixVariants: readonly Variant[] = variantsOf(true);
 
 /** One variant of each optimizer with moments, in each narrow format. These variants accept no F64 parameters. */
-export const narrowVariants: readonly Variant[] = [...registry.values()].flatMap(({ name, moments, variants: ofOptimizer }) => {
-  if (!moments) return [];
+export const narrowVariants: readonly Variant[] = [...registry.values()].flatMap(({ name, moments, matrices, variants: ofOptimizer }) => {
+  if (!moments || matrices) return [];
   const [label, settings] = Object.entries(ofOptimizer).findLast(([, { centered }]: [string, { centered?: unknown }]) => centered !== true) ?? [name, {}];
   return ["BF16", "Q8"].map((state_dtype) => ({
     label: `${label}, moments in ${state_dtype}`,

@@ -95,6 +95,10 @@ const translate = (optimizer: string, peer: string, given: Settings): Settings =
     const { lr, decay, eps, centered } = rest;
     return { lr, alpha: decay, eps: 0, eps_root: eps, centered };
   }
+  if (optimizer === "muon") {
+    const { adjust_lr_fn } = rest;
+    return { ...rest, adjust_lr_fn: adjust_lr_fn ?? "original" };
+  }
   if (peer === "optax") return { ...rest, betas: [b1, b2] };
   if (optimizer !== "lamb") return rest;
   const { bias_correction, trust_clip, always_adapt, decoupled_decay, ...timm } = rest;

@@ -11,6 +11,8 @@ _peer = partial(torch_peer, "torch", f"{torch.__version__.partition('+')[0]}+cpu
 
 
 OVERFLOW = "g*g overflows f32: peer f32 keeps v=inf and stops moving; f64 does not"
+MATRICES = {"wide": (12, 20), "tall": (33, 5), "row": (1, 7)}
+BFLOAT16 = "torch iterates in bfloat16 in both runs, so f64 is no reference"
 RESTING = "a tensor without a gradient keeps its state; its step does not advance"
 
 
@@ -347,6 +349,39 @@ PEERS = {
                         "hyperparameters": {"weight_decay": 0.0, "lr": 0.02},
                     },
                 ),
+            ),
+        ],
+    ),
+    "muon.torch": _peer(
+        torch.optim.Muon,
+        [
+            Case("default", 723450001, shapes=MATRICES, note=BFLOAT16),
+            Case(
+                "no-nesterov",
+                723450002,
+                {"lr": 0.02, "nesterov": False, "weight_decay": 0.0},
+                shapes=MATRICES,
+                note=BFLOAT16,
+            ),
+            Case(
+                "match-rms-adamw",
+                723450003,
+                {"momentum": 0.8, "adjust_lr_fn": "match_rms_adamw"},
+                shapes=MATRICES,
+                note=BFLOAT16,
+            ),
+            Case(
+                "spectral-unclamped",
+                723450004,
+                {
+                    "adjust_lr_fn": "spectral_unclamped",
+                    "ns_steps": 4,
+                    "ns_coefficients": (3.0, -3.2, 1.2),
+                    "eps": 1e-3,
+                },
+                shapes=MATRICES,
+                grads="zeros_first",
+                note=BFLOAT16,
             ),
         ],
     ),

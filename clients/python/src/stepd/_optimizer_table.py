@@ -13,6 +13,7 @@ WHOLE_TENSORS: dict[str, bool | str] = {
     "lamb": True,
     "lars": True,
     "lion": "caution",
+    "muon": True,
     "nadam": False,
     "qhadam": False,
     "qhadamw": False,

@@ -16,6 +16,7 @@ __all__ = [
     "lamb",
     "lars",
     "lion",
+    "muon",
     "nadam",
     "qhadam",
     "qhadamw",
@@ -394,6 +395,56 @@ def lion(
         "weight_decay": weight_decay,
         "maximize": maximize,
         "caution": caution,
+        "state_dtype": state_dtype,
+    }
+
+
+def muon(
+    *,
+    lr: float = 0.001,
+    weight_decay: float = 0.1,
+    momentum: float = 0.95,
+    nesterov: bool = True,
+    ns_steps: float = 5,
+    ns_coefficients: Sequence[float] = (3.4445, -4.775, 2.0315),
+    eps: float = 1e-7,
+    adjust_lr_fn: Literal["original", "match_rms_adamw", "spectral_unclamped"] = "original",
+    state_dtype: Literal["F32", "BF16", "Q8"] = "F32",
+) -> dict[str, Any]:
+    """Muon.
+
+    buf = lerp(buf, g, 1-momentum); u = nesterov ? lerp(g, buf, momentum) : buf; X =
+    u/max(|u|, eps); ns_steps times: A = X*X', X = a*X + (b*A + c*A*A)*X; p -=
+    lr*weight_decay*p + lr*scale*X, scale by adjust_lr_fn from R rows and C columns:
+    original sqrt(max(1, R/C)), match_rms_adamw 0.2*sqrt(max(R, C)), spectral_unclamped
+    sqrt(R/C).
+
+    lr: Learning rate; with a schedule, its base rate.
+    weight_decay: Decoupled weight decay: lr*weight_decay times the parameter is
+        subtracted from the parameter.
+    momentum: Decay rate of momentum_buffer.
+    nesterov: Use Nesterov's form: orthogonalize the mean of gradient and buffer,
+        instead of the buffer.
+    ns_steps: Number of Newton-Schulz iterations, a whole number; each takes three
+        matrix products.
+    ns_coefficients: Coefficients a, b and c of the iteration.
+    eps: Smallest divisor of the update before the iterations.
+    adjust_lr_fn: Factor of lr by shape: sqrt(max(1, rows/columns)),
+        0.2*sqrt(max(rows, columns)), or sqrt(rows/columns).
+    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8,
+        with 8 bits per element and one scale per 64 elements. Under Q8, tensors below
+        4,096 elements keep their moments in F32. Parameters in F64 allow only F32.
+    """
+    return {
+        "name": "muon",
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "momentum": momentum,
+        "nesterov": nesterov,
+        "ns_steps": ns_steps,
+        "ns_coefficients": ns_coefficients,
+        "eps": eps,
+        "adjust_lr_fn": adjust_lr_fn,
         "state_dtype": state_dtype,
     }
 

@@ -64,6 +64,8 @@ type Client struct {
 	refused   time.Duration
 	logger    *slog.Logger
 	requestID func(context.Context) string
+	// parts is the number of connections for a step in parts.
+	parts     int
 	sharedDir *string
 	// shared is nil without WithSharedDir.
 	shared *sharedFolder
@@ -89,6 +91,10 @@ func WithTimeout(timeout time.Duration) Option { return func(c *Client) { c.time
 // 503, 504 and lost connections, with exponential backoff or after the server's Retry-After. Retries are always safe, because
 // the same call gives the same bytes.
 func WithRetries(retries int) Option { return func(c *Client) { c.retries = retries } }
+
+// WithParts sets the number of connections that carry a large step in parts. The default is 2, but 1 to a server on this host,
+// which has no link to wait for; with 1 each step is one call.
+func WithParts(connections int) Option { return func(c *Client) { c.parts = connections } }
 
 // WithRefused limits how long a call tries again while connections are refused, as during a restart; the default is 30 seconds.
 // These attempts do not count as retries. WithRefused(0) and WithRetries(0) turn them off.
@@ -134,10 +140,15 @@ func New(address string, options ...Option) (*Client, error) {
 		return nil, fmt.Errorf("stepd: WithTimeout: expected 0 or more, found %s", c.timeout)
 	case c.retries < 0:
 		return nil, fmt.Errorf("stepd: WithRetries: expected 0 or more, found %d", c.retries)
+	case c.parts < 0:
+		return nil, fmt.Errorf("stepd: WithParts: expected 1 or more, found %d", c.parts)
 	case c.refused < 0:
 		return nil, fmt.Errorf("stepd: WithRefused: expected 0 or more, found %s", c.refused)
 	case c.http != nil && (c.tls != nil || isUnix):
 		return nil, errors.New("stepd: WithHTTPClient excludes WithTLS and Unix sockets")
+	}
+	if c.parts == 0 {
+		c.parts = partsFor(parsed)
 	}
 	c.url = strings.TrimSuffix(address, "/")
 	c.root = c.url

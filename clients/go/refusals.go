@@ -83,6 +83,7 @@ func joinRefusals(request StepRequest, refusals []*Error) error {
 		found[i] = refusal.Found
 	}
 	slices.Sort(joined.Tensors)
+	joined.Tensors = slices.Compact(joined.Tensors)
 	joined.Tensors = joined.Tensors[:min(len(joined.Tensors), namedTensors)]
 	// The server truncates a long text in each call, so some texts do not merge. The error then has the first text.
 	joined.Found = joinSentences(found)[0]

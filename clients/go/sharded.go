@@ -12,8 +12,9 @@ import (
 )
 
 const (
-	defaultRequestBytes = 64 << 20
-	defaultParallel     = 4
+	// sharedRequestBytes is large, because files need no overlap of directions.
+	sharedRequestBytes = 64 << 20
+	defaultParallel    = 4
 )
 
 // Sharded splits a step over several calls, connections and replicas. The result has the same bits as one call. Clipping by
@@ -22,8 +23,8 @@ const (
 type Sharded struct {
 	// Clients are interchangeable replicas. The retries of each client count rounds over all replicas.
 	Clients []*Client
-	// RequestBytes is the approximate size of a call: parameters, gradients and state. A larger tensor gets a call of its own. 0
-	// means 64 MiB.
+	// RequestBytes is the approximate size of a call: parameters, gradients and state. A larger tensor goes in slices, or in a call
+	// of its own if its optimizer needs whole tensors, as LAMB does. 0 means 2 MiB, and 64 MiB with WithSharedDir.
 	RequestBytes int64
 	// Parallel limits the calls in progress; 0 means 4.
 	Parallel int
@@ -65,10 +66,13 @@ func (s *Sharded) Close() {
 }
 
 func (s *Sharded) limit() int64 {
-	if s.RequestBytes <= 0 {
-		return defaultRequestBytes
+	switch {
+	case s.RequestBytes > 0:
+		return s.RequestBytes
+	case s.Clients[0].shared != nil:
+		return sharedRequestBytes
 	}
-	return s.RequestBytes
+	return firstPartBytes
 }
 
 var errNoClients = errors.New("stepd: Sharded has no Clients")
@@ -88,6 +92,8 @@ type part struct {
 	params Tensors
 	// steps maps each parameter's name to the number of steps taken.
 	steps map[string]int64
+	// cuts are the ranges of the parameters of which the call has a slice.
+	cuts map[string]span
 }
 
 // shard is one call of a step.
@@ -171,10 +177,15 @@ func (s *Sharded) Step(ctx context.Context, request StepRequest) (*StepResult, e
 
 // paramsOf returns the parameters of all calls, without data, in the given order if there is one.
 func paramsOf(shards []shard, order Tensors) (params Tensors) {
+	known := map[string]Tensor{}
 	for _, part := range shards {
-		params = append(params, part.params...)
+		for _, param := range part.params {
+			if _, ok := known[param.Name]; !ok {
+				params = append(params, param)
+			}
+			known[param.Name] = param
+		}
 	}
-	known := byName(params)
 	for i, param := range order {
 		params[i] = known[param.Name]
 	}
@@ -226,18 +237,36 @@ func (s *Sharded) split(request StepRequest) ([]shard, error) {
 		if request.Into != nil {
 			part.request.Into = Tensors{}
 		}
+		if len(part.cuts) > 0 {
+			part.request.Slices = map[string]int64{}
+		}
 		for _, param := range part.params {
+			own, isSlice := part.cuts[param.Name]
+			share := func(t Tensor) Tensor { return t }
+			if isSlice {
+				share = own.of
+				part.request.Slices[param.Name] = int64(own.begin)
+			}
 			if given, ok := params[param.Name]; ok {
-				part.request.Params = append(part.request.Params, given)
+				part.request.Params = append(part.request.Params, share(given))
 			}
 			if target, ok := into[param.Name]; ok {
-				part.request.Into = append(part.request.Into, target)
+				part.request.Into = append(part.request.Into, share(target))
 			}
 			if grad, ok := grads[param.Name]; ok {
-				part.request.Grads = append(part.request.Grads, grad)
+				part.request.Grads = append(part.request.Grads, share(grad))
 				part.maxStep = max(part.maxStep, part.steps[param.Name]+1)
 			}
-			states[i] = append(states[i], entries[param.Name]...)
+			for _, entry := range entries[param.Name] {
+				if isSlice {
+					entry = own.ofEntry(entry)
+				}
+				states[i] = append(states[i], entry)
+			}
+		}
+	}
+	for _, part := range shards {
+		for _, param := range part.params {
 			delete(grads, param.Name)
 			delete(entries, param.Name)
 		}
@@ -267,35 +296,61 @@ func (s *Sharded) divide(request StepRequest, grads map[string]Tensor, entries m
 	room := int64(0)
 	open := map[int]int{}
 	groups := s.groupsOf(request.Params)
+	isSlicing := slicing(request)
 	for at, param := range request.Params {
+		own := entries[param.Name]
 		bytes := int64(len(param.Data) + len(grads[param.Name].Data))
-		for _, entry := range entries[param.Name] {
-			bytes += int64(len(entry.Data))
-		}
-		g := groups[at]
-		i, ok := open[g]
-		if !ok || (g == 0 && bytes > room) {
-			i = len(shards)
-			open[g] = i
-			shards = append(shards, shard{part: part{steps: map[string]int64{}}})
-			if g == 0 {
-				room = s.limit()
+		if !request.Reply.Cache {
+			// Of results that stay on the server, later steps send only the gradients and receive only the parameters.
+			for _, entry := range own {
+				bytes += int64(len(entry.Data))
 			}
 		}
-		if g == 0 {
-			room -= bytes
-		}
+		g := groups[at]
+		isSliced := isSlicing && g == 0 && canSlice(param, grads[param.Name], own)
 		param.Data = nil
-		shards[i].params = append(shards[i].params, param)
-		shards[i].steps[param.Name] = 0
-		if request.State != nil {
-			shards[i].steps[param.Name] = request.State.steps[param.Name]
+		for _, piece := range piecesOf(param, bytes, s.limit(), isSliced) {
+			i, ok := open[g]
+			if !ok || (g == 0 && piece.bytes > room) {
+				i = len(shards)
+				open[g] = i
+				shards = append(shards, shard{part: part{steps: map[string]int64{}, cuts: map[string]span{}}})
+				if g == 0 {
+					room = s.limit()
+				}
+				if g == 0 && i == 0 && s.RequestBytes <= 0 {
+					// The first part is short, so that connections do not send at the same time and then receive at the same time.
+					room /= 2
+				}
+			}
+			if g == 0 {
+				room -= piece.bytes
+			}
+			shards[i].add(param, piece.span)
+			if request.State != nil {
+				shards[i].steps[param.Name] = request.State.steps[param.Name]
+			}
 		}
 	}
 	if len(shards) == 0 {
 		shards = make([]shard, 1)
 	}
 	return shards
+}
+
+// add adds a parameter, or the next slice of it.
+func (p *part) add(param Tensor, own *span) {
+	if _, ok := p.steps[param.Name]; !ok {
+		p.params = append(p.params, param)
+		p.steps[param.Name] = 0
+	}
+	if own == nil {
+		return
+	}
+	if before, ok := p.cuts[param.Name]; ok {
+		own = &span{before.begin, own.end}
+	}
+	p.cuts[param.Name] = *own
 }
 
 // cachedShards returns the calls of the result that Cached belongs to.
@@ -336,7 +391,7 @@ func (p part) after(request StepRequest, skipped bool) part {
 			steps[grad.Name] = taken + 1
 		}
 	}
-	return part{p.params, steps}
+	return part{p.params, steps, p.cuts}
 }
 
 // rootOfSquares returns the root of the sum of squares, added in byte order of the names, as the server adds them.
@@ -389,11 +444,15 @@ func join(request StepRequest, shards []shard, results []*StepResult) (*StepResu
 	joined := &StepResult{Skipped: slices.ContainsFunc(results, func(result *StepResult) bool { return result.Skipped })}
 	states := make([]*State, len(results))
 	stepped := map[string]Tensor{}
+	params, entries := joiner{}, joiner{}
 	// The result's learning rate is that of the parameter with the most steps, among parameters with a gradient if there are any.
 	most := [2]int64{-1, -1}
 	for i, result := range results {
 		if result.Skipped != joined.Skipped && len(shards[i].request.Grads) > 0 {
 			return nil, badReply("a part of a step was skipped, and another was not")
+		}
+		if err := shards[i].take(result, params, entries); err != nil {
+			return nil, err
 		}
 		maps.Copy(stepped, byName(result.Params))
 		joined.Step = max(joined.Step, result.Step)
@@ -411,6 +470,10 @@ func join(request StepRequest, shards []shard, results []*StepResult) (*StepResu
 		}
 	}
 	joined.Warnings = joinSentences(joined.Warnings)
+	maps.Copy(stepped, params)
+	if first := states[0]; len(entries) > 0 {
+		states = append(states, &State{optimizer: first.optimizer, revision: first.revision, entries: slices.Collect(maps.Values(entries))})
+	}
 	if request.Reply.Params != ReplyNone {
 		for _, param := range request.Params {
 			tensor, ok := stepped[param.Name]

@@ -2,7 +2,6 @@ package stepd
 
 import (
 	"context"
-	"maps"
 	"reflect"
 	"slices"
 )
@@ -54,22 +53,33 @@ func (s *Sharded) norms(ctx context.Context, request StepRequest, shards []shard
 	err := s.each(ctx, request, shards, func(ctx context.Context, client *Client, i int) (err error) {
 		part := shards[i].request
 		request := NormsRequest{Grads: part.Grads, LossScale: part.LossScale}
-		params := byName(shards[i].params)
+		all := slices.Clone(shards[i].params)
+		for at, param := range all {
+			if own, ok := shards[i].cuts[param.Name]; ok {
+				all[at] = own.of(param)
+			}
+		}
+		params := byName(all)
+		isGrad := byName(part.Grads)
+		for name, offset := range part.Slices {
+			if _, ok := isGrad[name]; ok {
+				if request.Slices == nil {
+					request.Slices = map[string]int64{}
+				}
+				request.Slices[name] = offset
+			}
+		}
 		// The call sends parameters only if a parameter is F64 and its gradient is not, or the reverse: then the dtype of the
 		// parameter, but not its values, changes the arithmetic.
 		if slices.ContainsFunc(part.Grads, func(grad Tensor) bool { return (grad.DType == F64) != (params[grad.Name].DType == F64) }) {
-			request.Params = slices.Clone(shards[i].params)
+			request.Params = all
 			zero(request.Params)
 		}
 		found[i], err = client.norms(ctx, request, 0)
 		return err
 	})
-	all := map[string]TensorNorms{}
 	if err != nil {
 		return nil, err
 	}
-	for _, norms := range found {
-		maps.Copy(all, norms.Tensors)
-	}
-	return all, nil
+	return joinNorms(shards, found), nil
 }

@@ -165,6 +165,9 @@ type StepResult struct {
 // a blob that Cached names), *TransportError, the context's error, ErrBadTensor for inconsistent tensors, ErrStateKept,
 // ErrBadReply, and file errors with WithSharedDir.
 func (c *Client) Step(ctx context.Context, request StepRequest) (*StepResult, error) {
+	if c != nil && c.splits(request) {
+		return c.stepInParts(ctx, request)
+	}
 	if err := checkInto(request); err != nil {
 		return nil, err
 	}

@@ -37,7 +37,7 @@ func joinSentences(sentences []string) []string {
 	}
 	var joined []string
 	for of, entries := range listed {
-		slices.SortFunc(entries, func(a, b string) int { return cmp.Compare(nameIn(a), nameIn(b)) })
+		entries = sumCounts(entries)
 		rest := more[of] + len(entries) - namedTensors
 		text := strings.Join(entries[:min(len(entries), namedTensors)], ", ")
 		if rest > 0 {
@@ -47,6 +47,26 @@ func joinSentences(sentences []string) []string {
 	}
 	slices.Sort(joined)
 	return joined
+}
+
+// sumCounts returns the entries in the order of their names, and the slices of a tensor as one entry.
+func sumCounts(entries []string) []string {
+	counts := map[string]int{}
+	for _, entry := range entries {
+		at := strings.LastIndex(entry, " (")
+		count, _ := strconv.Atoi(strings.Fields(entry[at+2:])[0])
+		counts[entry[:at]] += count
+	}
+	var summed []string
+	for name, count := range counts {
+		unit := "values"
+		if count == 1 {
+			unit = "value"
+		}
+		summed = append(summed, fmt.Sprintf("%s (%d %s)", name, count, unit))
+	}
+	slices.SortFunc(summed, func(a, b string) int { return cmp.Compare(nameIn(a), nameIn(b)) })
+	return summed
 }
 
 func nameIn(entry string) (name string) {

@@ -140,7 +140,8 @@ func (c *Client) splits(request StepRequest) bool {
 	if request.Cached != nil && request.Cached.shards != nil {
 		return !slices.ContainsFunc(request.Cached.shards, func(one cachedShard) bool { return one.client != c })
 	}
-	if c.parts <= 1 || c.shared != nil || request.Cached != nil || len(request.Slices) > 0 || (request.Stats != "" && request.Stats != NoStats) {
+	// With a receipt, a step is one call, so that its receipt has the digests of whole blobs.
+	if c.parts <= 1 || c.shared != nil || request.Receipt || request.Cached != nil || len(request.Slices) > 0 || (request.Stats != "" && request.Stats != NoStats) {
 		return false
 	}
 	names, _ := optimizersOf(request)

@@ -1,6 +1,7 @@
 package stepd
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -45,6 +46,8 @@ type stepReply struct {
 	stats             *Stats
 	warnings          []string
 	lost              []string
+	// receipt is nil if the reply has none.
+	receipt any
 	// The result of a reduction.
 	grads, accumulator []byte
 	count              int64
@@ -85,6 +88,8 @@ func decodeStep(from io.Reader, length, sent int64, buffer *scratch) (stepReply,
 			reply.stats, err = d.statistics()
 		case "warnings":
 			reply.warnings, err = d.sentences()
+		case "receipt":
+			reply.receipt, err = d.document()
 		case "lost":
 			reply.lost, err = d.sentences()
 		case "grads":
@@ -133,6 +138,13 @@ func (r stepReply) result(form Reply) (*StepResult, error) {
 		}
 	}
 	result := &StepResult{Step: r.step, LR: r.lr, Skipped: r.skipped, Stats: r.stats, Warnings: r.warnings}
+	if r.receipt != nil {
+		text, err := json.Marshal(r.receipt)
+		if err != nil {
+			return nil, badReply("receipt: %v", err)
+		}
+		result.Receipts = []json.RawMessage{text}
+	}
 	if r.cached.Params != "" || r.cached.State != "" {
 		result.Cached = &r.cached
 		result.Cached.otherParams, result.Cached.otherState = form.Params != "" && form.Params != ReplySame, form.State == ReplyNone

@@ -230,6 +230,7 @@ func (s *Sharded) split(request StepRequest) ([]shard, error) {
 		part := &shards[i]
 		cached := part.request.Cached
 		part.request = request
+		part.request.part = receiptPart{i, len(shards)}
 		part.request.Cached, part.request.Grads = cached, Tensors{}
 		if request.Params != nil || cached == nil {
 			part.request.Params = Tensors{}
@@ -456,6 +457,7 @@ func join(request StepRequest, shards []shard, results []*StepResult) (*StepResu
 		}
 		maps.Copy(stepped, byName(result.Params))
 		joined.Step = max(joined.Step, result.Step)
+		joined.Receipts = append(joined.Receipts, result.Receipts...)
 		for _, warning := range result.Warnings {
 			// A shard without gradients warns that there are none. The warning is wrong if other shards have gradients.
 			if joined.Skipped || (len(shards[i].request.Grads) == 0 && len(request.Grads) > 0) {

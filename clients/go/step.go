@@ -2,6 +2,7 @@ package stepd
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 )
@@ -76,6 +77,10 @@ type StepRequest struct {
 	// the server has dropped its copy. Without them, Step returns
 	// ErrBlobMissing.
 	Cached *Cached
+	// Receipt asks for the receipt of the step: its options, and the SHA-256 of each blob in and out.
+	Receipt bool
+	// part is the call's part of a sharded step.
+	part receiptPart
 }
 
 // ReplyForm is the form in which a reply carries a result.
@@ -159,6 +164,8 @@ type StepResult struct {
 	Stats *Stats
 	// Warnings are sentences about this step.
 	Warnings []string
+	// Receipts are the receipts of the step's calls, in JSON, for a Ledger. It is nil without StepRequest.Receipt.
+	Receipts []json.RawMessage
 }
 
 // Step runs one optimizer step. After an error nothing has changed. Errors are *Error (ErrBlobMissing if the server has dropped
@@ -413,6 +420,9 @@ func (r StepRequest) fields() ([]field, error) {
 	}
 	if r.OthersNonFinite {
 		fields = append(fields, field{"others_non_finite", true})
+	}
+	if r.Receipt {
+		fields = append(fields, field{"receipt", r.receipt()})
 	}
 	if r.Stats != "" {
 		fields = append(fields, field{"stats", string(r.Stats)})

@@ -101,11 +101,23 @@ const steps: readonly (readonly [file: string, about: string, settings: Readonly
   ],
   [
     "muon",
-    "a matrix by muon, the rest by adamw",
-    { optimizer: adamw, groups: [{ tensors: ["layer.weight"], optimizer: { name: "muon", lr: 0.02, ns_coefficients: [3, -3.2, 1.2] } }] },
+    "a matrix by muon",
+    {
+      optimizer: { name: "muon", lr: 0.02, ns_coefficients: [3, -3.2, 1.2] },
+      params: { w: { shape: [2, 3], dtype: "F32", values: [1, -2, 3.5, 0, 0.5, 4] } },
+      grads: { w: { shape: [2, 3], dtype: "F32", values: [0.5, 0.25, -1, 2, 0, -0.125] } },
+    },
   ],
   // The server refuses these requests.
-  ["error-muon", "a tensor that is no matrix, under muon", { optimizer: { name: "muon" } }],
+  [
+    "error-muon",
+    "a tensor that is no matrix, under muon",
+    {
+      optimizer: { name: "muon" },
+      params: { b: { shape: [2], dtype: "F32", values: [1, 2] } },
+      grads: { b: { shape: [2], dtype: "F32", values: [1, 2] } },
+    },
+  ],
   ["error-unknown-optimizer", "an unknown optimizer", { optimizer: { name: "adamv" } }],
   ["error-betas", "a beta out of range", { optimizer: { name: "adam", betas: [0.9, 1] } }],
   ["error-unknown-hyperparameter", "a hyperparameter of another optimizer", { optimizer: { name: "sgd", betas: [0.9, 0.99] } }],

@@ -124,7 +124,7 @@ func TestErrorTable(t *testing.T) {
 		return err
 	}
 	sgd := must[*StepResult](t)(client.Step(ctx, StepRequest{Optimizer: SGD(1).With("momentum", 0.9), Params: w(1), Grads: w(1)})).State
-	unknown := must[*State](t)(newState("none", "1", []Tensor{{Name: "step/w", DType: I64, Shape: []int{}, Data: make([]byte, 8)}}))
+	unknown := must[*State](t)(newState(optimizers{optimizer: "none", revision: "1"}, []Tensor{{Name: "step/w", DType: I64, Shape: []int{}, Data: make([]byte, 8)}}))
 	big := w(make([]float32, 16<<20)...)
 	failures := map[ErrorName]error{
 		ErrInvalidParams:     step(client, StepRequest{Optimizer: Optimizer{"name": "adamw", "momentum": 1}, Params: w(1), Grads: w(1)}),

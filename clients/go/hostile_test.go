@@ -46,7 +46,7 @@ var allMethods = map[string]func(ctx context.Context, c *Client) error{
 		return err
 	},
 	"Inspect": func(ctx context.Context, c *Client) error {
-		state, err := newState("sgd", "1", nil)
+		state, err := newState(optimizers{optimizer: "sgd", revision: "1"}, nil)
 		if err == nil {
 			_, err = c.Inspect(ctx, state)
 		}

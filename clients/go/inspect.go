@@ -10,13 +10,17 @@ type StateInfo struct {
 	Format    string `json:"format"`
 	Optimizer string `json:"optimizer"`
 	Revision  int    `json:"revision"`
-	Bytes     int64  `json:"bytes"`
+	// Revisions are those of the other optimizers in the state, by name.
+	Revisions map[string]int `json:"revisions,omitempty"`
+	Bytes     int64          `json:"bytes"`
 	// Elements counts the elements of all slots.
 	Elements int64 `json:"elements"`
 	// Tensors maps each parameter's name to its step count and slots.
 	Tensors map[string]struct {
-		Step  int64 `json:"step"`
-		Slots map[string]struct {
+		// Optimizer is the parameter's optimizer if it differs from the state's, and empty otherwise.
+		Optimizer string `json:"optimizer,omitempty"`
+		Step      int64  `json:"step"`
+		Slots     map[string]struct {
 			DType DType `json:"dtype"`
 			Shape []int `json:"shape"`
 		} `json:"slots"`

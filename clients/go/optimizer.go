@@ -42,7 +42,8 @@ type Schedule map[string]any
 type Group struct {
 	// Tensors are names of parameters, in which * matches any characters.
 	Tensors []string
-	// Optimizer holds the hyperparameters that differ from the call's hyperparameters, without an optimizer's name.
+	// Optimizer holds the hyperparameters that differ from the call's hyperparameters. With a name, the group has an optimizer of
+	// its own, which inherits nothing: absent hyperparameters take that optimizer's defaults.
 	Optimizer Optimizer
 }
 

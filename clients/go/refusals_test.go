@@ -26,7 +26,7 @@ func TestShardedRefusesWhatOneCallDoes(t *testing.T) {
 		return must[*StepResult](t)(whole.Step(ctx, StepRequest{Optimizer: optimizer, Params: fresh(1), Grads: fresh(2)})).State
 	}
 	adamw, sgd, amsgrad := stateOf(AdamW(1)), stateOf(SGD(1).With("momentum", 0.9)), stateOf(AdamW(1).With("amsgrad", true))
-	narrow := must[*State](t)(newState(adamw.optimizer, adamw.revision, slices.DeleteFunc(slices.Clone(adamw.entries), func(entry Tensor) bool {
+	narrow := must[*State](t)(newState(adamw.optimizers, slices.DeleteFunc(slices.Clone(adamw.entries), func(entry Tensor) bool {
 		return entry.Name == "exp_avg/b" || entry.Name == "exp_avg_sq/a"
 	})))
 	broken := func(request *StepRequest, name string, value float64) {

@@ -281,7 +281,7 @@ func (s *Sharded) split(request StepRequest) ([]shard, error) {
 	}
 	if hasState {
 		for i := range shards {
-			state, err := newState(request.State.optimizer, request.State.revision, states[i])
+			state, err := newState(request.State.optimizers, states[i])
 			if err != nil {
 				return nil, err
 			}

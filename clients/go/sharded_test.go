@@ -66,6 +66,7 @@ func TestShardedHasTheBitsOfOneCall(t *testing.T) {
 		"both":      {Optimizer: LAMB(0.01).With("max_grad_norm", max), Clip: &Clip{MaxNorm: 2}},
 		"given":     {Optimizer: AdamW(0.01), Clip: &Clip{MaxNorm: 1, TotalNorm: &max}},
 		"groups":    {Optimizer: AdamW(0.01), Groups: []Group{{Tensors: []string{"*bias"}, Optimizer: Optimizer{"weight_decay": 0, "lr": 1}}}},
+		"mixed":     {Optimizer: AdamW(0.01), Groups: mixedGroups},
 		"bf16":      {Optimizer: AdamW(0.01).With("state_dtype", "BF16")},
 		"nadam":     {Optimizer: Optimizer{"name": "nadam"}, Schedule: Schedule{"name": "cosine", "T_max": 3}},
 	}

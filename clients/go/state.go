@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"slices"
 	"strconv"
@@ -18,8 +19,7 @@ const stateFormat = "stepd.state/1"
 // the parameter's shape, and is F64 for an F64 parameter and F32 otherwise. As a file, a State is safetensors, readable from
 // any language. A State is immutable.
 type State struct {
-	optimizer string
-	revision  string
+	optimizers
 	// entries are in canonical order. If the state is in a file, only the step entries have data; tensors reads the other data.
 	entries []Tensor
 	steps   map[string]int64
@@ -28,6 +28,31 @@ type State struct {
 	load func() ([]Tensor, error)
 	// onServer is true if only the server has the state.
 	onServer bool
+}
+
+// optimizers are the optimizers of a state's parameters.
+type optimizers struct {
+	optimizer string
+	revision  string
+	// others are the optimizers of the parameters that are under another one.
+	others map[string]string
+	// revisions are the revisions of these optimizers.
+	revisions map[string]string
+}
+
+// The keys of the metadata end with a parameter's or an optimizer's name, for optimizers other than the state's own.
+const (
+	optimizerKey = "optimizer/"
+	revisionKey  = "revision/"
+)
+
+func (o optimizers) metadata() map[string]string {
+	metadata := map[string]string{"format": stateFormat, "optimizer": o.optimizer, "revision": o.revision}
+	for parameter, name := range o.others {
+		metadata[optimizerKey+parameter] = name
+		metadata[revisionKey+name] = o.revisions[name]
+	}
+	return metadata
 }
 
 // ReadState parses a state file in memory. The state keeps views of file, which must not change. Duplicate keys, gaps,
@@ -106,7 +131,7 @@ func (s *State) inMemory() (*State, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newState(s.optimizer, s.revision, entries)
+	return newState(s.optimizers, entries)
 }
 
 func (t Tensor) isStep() bool { return strings.HasPrefix(t.Name, "step/") }
@@ -116,18 +141,37 @@ func stateOf(metadata map[string]string, tensors []Tensor) (*State, error) {
 	if metadata["format"] != stateFormat {
 		return nil, badFile("format %.60q, and a state has %s", metadata["format"], stateFormat)
 	}
-	revision, err := strconv.ParseUint(metadata["revision"], 10, 30)
-	if err != nil || revision == 0 || strconv.FormatUint(revision, 10) != metadata["revision"] {
-		return nil, badFile("revision %.60q, and a state has a whole number from 1", metadata["revision"])
+	o := optimizers{optimizer: metadata["optimizer"], revision: metadata["revision"], others: map[string]string{}, revisions: map[string]string{}}
+	if err := checkRevision(o.revision); err != nil {
+		return nil, err
 	}
-	if metadata["optimizer"] == "" {
+	if o.optimizer == "" {
 		return nil, badFile("no optimizer")
 	}
-	return newState(metadata["optimizer"], metadata["revision"], tensors)
+	for key, name := range metadata {
+		if parameter, ok := strings.CutPrefix(key, optimizerKey); ok {
+			o.others[parameter] = name
+			o.revisions[name] = metadata[revisionKey+name]
+			if err := checkRevision(o.revisions[name]); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return newState(o, tensors)
 }
 
-func newState(optimizer, revision string, entries []Tensor) (*State, error) {
-	s := &State{optimizer: optimizer, revision: revision, entries: canonical(entries), steps: map[string]int64{}}
+func checkRevision(text string) error {
+	revision, err := strconv.ParseUint(text, 10, 30)
+	if err != nil || revision == 0 || strconv.FormatUint(revision, 10) != text {
+		return badFile("revision %.60q, and a state has a whole number from 1", text)
+	}
+	return nil
+}
+
+// newState builds a state. It leaves out the optimizers of parameters without entries.
+func newState(o optimizers, entries []Tensor) (*State, error) {
+	s := &State{optimizers: o, entries: canonical(entries), steps: map[string]int64{}}
+	s.others, s.revisions = map[string]string{}, map[string]string{}
 	for _, entry := range s.entries {
 		slot, parameter, ok := strings.Cut(entry.Name, "/")
 		if !ok || slot == "" {
@@ -144,6 +188,10 @@ func newState(optimizer, revision string, entries []Tensor) (*State, error) {
 			return nil, badFile("%.60q beyond 2^53-1", entry.Name)
 		}
 		s.steps[parameter] = int64(step)
+		if name, ok := o.others[parameter]; ok && name != o.optimizer {
+			s.others[parameter] = name
+			s.revisions[name] = o.revisions[name]
+		}
 	}
 	for _, entry := range s.entries {
 		if _, ok := s.steps[parameterOf(entry)]; !ok {
@@ -231,7 +279,7 @@ func (s *State) file() (blob, error) {
 	if err != nil {
 		return blob{}, err
 	}
-	return fileParts(map[string]string{"format": stateFormat, "optimizer": s.optimizer, "revision": s.revision}, entries)
+	return fileParts(s.metadata(), entries)
 }
 
 // reserveBytes returns the number of bytes to reserve for the next state; 0 if unknown.
@@ -250,6 +298,12 @@ func (s *State) reserveBytes() (int64, error) {
 func (s *State) Optimizer() string {
 	s.mustHaveValues()
 	return s.optimizer
+}
+
+// Optimizers returns the optimizer of each parameter that is under another one than Optimizer.
+func (s *State) Optimizers() map[string]string {
+	s.mustHaveValues()
+	return maps.Clone(s.others)
 }
 
 // Revision returns the revision of the optimizer's arithmetic.
@@ -306,18 +360,26 @@ func (s *State) Slot(name string) (Tensors, error) {
 func joinStates(states []*State) (*State, error) {
 	first := states[0]
 	var entries []Tensor
+	all := optimizers{first.optimizer, first.revision, map[string]string{}, map[string]string{}}
 	for _, s := range states {
 		if s.optimizer != first.optimizer || s.revision != first.revision {
 			return nil, badReply("states of %s revision %s and %s revision %s; the replicas differ in version",
 				first.optimizer, first.revision, s.optimizer, s.revision)
 		}
+		for name, revision := range s.revisions {
+			if known, ok := all.revisions[name]; ok && known != revision {
+				return nil, badReply("states of %s revision %s and revision %s; the replicas differ in version", name, known, revision)
+			}
+			all.revisions[name] = revision
+		}
+		maps.Copy(all.others, s.others)
 		own, err := s.tensors()
 		if err != nil {
 			return nil, err
 		}
 		entries = append(entries, own...)
 	}
-	return newState(first.optimizer, first.revision, entries)
+	return newState(all, entries)
 }
 
 // stepEntry returns the entry of a parameter's step count.

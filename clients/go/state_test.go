@@ -19,10 +19,14 @@ func serverState(t *testing.T, request StepRequest) []byte {
 	return must[stepReply](t)(client.callWithoutFiles(testContext(t), "/v1/step", fields)).state
 }
 
+// mixedGroups has a group with an optimizer of its own.
+var mixedGroups = []Group{{Tensors: []string{"*bias*", "b*"}, Optimizer: SGD(0.1).With("momentum", 0.9)}}
+
 func TestStateHasTheServersBytes(t *testing.T) {
 	for name, request := range map[string]StepRequest{
 		"adamw":   {Optimizer: AdamW(0.1), Params: model(1), Grads: model(2)},
 		"nadam":   {Optimizer: Optimizer{"name": "nadam"}, Params: model(1), Grads: model(2)},
+		"groups":  {Optimizer: AdamW(0.1), Params: model(1), Grads: model(2), Groups: mixedGroups},
 		"empty":   {Optimizer: AdamW(0.1), Params: model(1)},
 		"doubles": {Optimizer: AdamW(0.1), Params: Tensors{From("a/b", []float64{1}), From("b", []float32{1})}, Grads: Tensors{From("b", []float32{1}), From("a/b", []float64{1})}},
 	} {
@@ -49,7 +53,7 @@ func TestStateHasTheServersBytes(t *testing.T) {
 			}
 		})
 	}
-	if err := must[*State](t)(newState("adamw", "1", nil)).Save(filepath.Join(t.TempDir(), "no/folder/state")); err == nil {
+	if err := must[*State](t)(newState(optimizers{optimizer: "adamw", revision: "1"}, nil)).Save(filepath.Join(t.TempDir(), "no/folder/state")); err == nil {
 		t.Fatal("a file without a folder was written")
 	}
 }

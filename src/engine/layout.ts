@@ -135,7 +135,7 @@ export function* compile(options: StepOptions, matched: Matched, kernel: (name: 
 
   const { params, pairs, state, resting, isCanonical, firstMaster } = matched;
   const others = yield* otherOptimizers(plan, matched);
-  if (state) yield* requireContinuable(state, (name) => others.get(name) ?? plan.base.optimizer);
+  if (state) yield* requireContinuable(state, plan.hasOneOptimizer, (name) => others.get(name) ?? plan.base.optimizer);
   if (firstMaster !== undefined && !masterWeights) {
     throw StepdError.mismatch("STATE_MISMATCH", "/state", "master_weights: true, because the state has master copies", "false", [firstMaster]);
   }

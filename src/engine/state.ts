@@ -205,17 +205,25 @@ export const familyOf = ({ family }: OptimizerDefinition): readonly string[] =>
 
 /**
  * Checks that each parameter's optimizer can continue from the state: its slots come from the same family, or it has none. Throws
- * STATE_MISMATCH, which names the parameter.
+ * STATE_MISMATCH, which names the parameter unless the whole state is of another optimizer.
  */
-export function* requireContinuable({ parameters, revisions }: StateHeader, optimizerOf: (parameter: string) => OptimizerDefinition): Task<void> {
+export function* requireContinuable(
+  { parameters, revisions, others }: StateHeader,
+  hasOneOptimizer: boolean,
+  optimizerOf: (parameter: string) => OptimizerDefinition,
+): Task<void> {
+  // If all parameters have the same optimizer, then and now, the error concerns all of them.
+  const isWhole = hasOneOptimizer && others.size === 0;
   let checked = 0;
   for (const [parameter, { optimizer: source, slots, scalars }] of parameters) {
     if (++checked % CHEAP_ITEMS_PER_YIELD === 0) yield;
     const optimizer = optimizerOf(parameter);
-    const mismatch = (expected: string, found: string): StepdError => StepdError.mismatch("STATE_MISMATCH", FIELD, expected, found, [parameter]);
+    const mismatch = (expected: string, found: string): StepdError =>
+      StepdError.mismatch("STATE_MISMATCH", FIELD, expected, found, isWhole ? undefined : [parameter]);
     const hasSlots = scalars.size > 0 || slots.size > (slots.has(MASTER_PARAM) ? 1 : 0);
     if (source.family !== optimizer.family && hasSlots) {
-      throw mismatch(`a state of ${familyOf(optimizer).join(", ")} for ${JSON.stringify(parameter)}, or none`, `a state of ${source.name}`);
+      const which = isWhole ? "" : ` for ${JSON.stringify(parameter)}, or none`;
+      throw mismatch(`a state of ${familyOf(optimizer).join(", ")}${which}`, `a state of ${source.name}`);
     }
     const revision = revisions.get(source.name) as number;
     if (source === optimizer && revision > optimizer.revision) {

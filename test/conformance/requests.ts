@@ -70,6 +70,11 @@ const steps: readonly (readonly [file: string, about: string, settings: Readonly
       schedule: { name: "cosine", T_max: 10, eta_min: 0.01 },
     },
   ],
+  [
+    "groups-optimizer",
+    "a group with an optimizer of its own",
+    { optimizer: adamw, groups: [{ tensors: ["größe"], optimizer: { name: "sgd", lr: 0.1, momentum: 0.9 } }] },
+  ],
   ["skip-finite", "non_finite skip with finite gradients", { optimizer: adamw, non_finite: "skip", clip: { max_norm: 1 } }],
   [
     "all-dtypes",
@@ -159,6 +164,14 @@ export async function* requests(ask: Ask): AsyncGenerator<Request> {
 
   const state = await stateOf(adamw);
   yield step("other-family", "a state under another optimizer of Adam's family", { optimizer: { name: "qhadam" }, state });
+  const groups = [{ tensors: ["größe"], optimizer: { name: "sgd", lr: 0.1, momentum: 0.9 } }];
+  yield step("groups-optimizer.2", "the second step with a group that has an optimizer of its own", {
+    optimizer: adamw,
+    groups,
+    grads: secondGrads,
+    state: await stateOf(adamw, { groups }),
+  });
+  yield step("error-family-group", "a group that moves a parameter to another family", { optimizer: adamw, groups, state });
   yield step("error-family", "a state of another family", { optimizer: { name: "rmsprop" }, state });
   const narrow = { params: recast(params, "BF16"), master_weights: true };
   yield step("master-weights.2", "the second step with master copies", {

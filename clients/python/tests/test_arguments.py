@@ -310,13 +310,14 @@ def test_every_public_method_has_its_cases() -> None:
 
 def test_states(tmp_path: pathlib.Path) -> None:
     state = RESULT.state
-    other = stepd.State.from_entries("lion", 1, ())
+    other = stepd.State.from_entries("adamw", 2, ())
     refused("expected the bytes of a state, found str", lambda: stepd.State("x"))  # type: ignore[arg-type]
     refused("expected the bytes of a state, found State", lambda: stepd.State(state))  # type: ignore[arg-type]
     refused("8 bytes or more", lambda: stepd.State(b"abc"))
     refused("No such file", lambda: stepd.State.load(tmp_path / "none"))
     refused(
-        "expected states of one optimizer", lambda: stepd.State.join([state, other])
+        "expected states of one revision of adamw, found 1 and 2",
+        lambda: stepd.State.join([state, other]),
     )
     refused("expected states, found bytes", lambda: stepd.State.join([b"abc"]))  # type: ignore[list-item]
     refused("there is no state to join", lambda: stepd.State.join([]))

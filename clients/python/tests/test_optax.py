@@ -395,3 +395,24 @@ def test_server_errors_are_not_wrapped_outside_jit(
     masked = {"w": np.ma.masked_array(np.ones(3, np.float32), [True, False, False])}
     with pytest.raises(TypeError, match="w: expected an array without a mask"):
         transformation.init(masked)
+
+
+def test_groups_of_several_optimizers_equal_multi_transform(
+    client: stepd.Client,
+) -> None:
+    sgd = {"name": "sgd", "lr": 0.1, "momentum": 0.9}
+    groups = [{"tensors": ["layer/w"], "optimizer": sgd}]
+    mine, state = train(remote(client, ADAM, groups=groups), 5, False)
+    labels = {"layer": {"w": "matrix", "b": "rest"}, "scale": "rest"}
+
+    def parted(matrix: Any, rest: Any) -> Any:
+        return optax.multi_transform({"matrix": matrix, "rest": rest}, labels)
+
+    # The same server behind two transformations gives the same bits.
+    alone, _ = train(parted(remote(client, sgd), remote(client, ADAM)), 5, False)
+    theirs, _ = train(parted(optax.sgd(0.1, momentum=0.9), optax.adam(1e-3)), 5, True)
+    for a, b, c in zip(*map(jax.tree.leaves, (mine, alone, theirs)), strict=True):
+        assert np.array_equal(a, b)
+        np.testing.assert_allclose(a, c, rtol=2e-5, atol=1e-7)
+    own = stepd.State(np.asarray(state.file).data)
+    assert own.optimizers == {"layer/w": "sgd"}

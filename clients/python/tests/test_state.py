@@ -63,6 +63,27 @@ def test_picked_states_join_again(client: stepd.Client) -> None:
     assert client.inspect(parts[0])["tensors"].keys() == {"c"}
 
 
+def test_states_of_several_optimizers_part_and_join(client: stepd.Client) -> None:
+    params = {name: np.ones(3, np.float32) for name in ("a", "b", "c")}
+    adamw, sgd = {"name": "adamw"}, {"name": "sgd", "lr": 0.1, "momentum": 0.9}
+    groups = [{"tensors": ["b"], "optimizer": sgd}]
+    state = client.step(adamw, params, params, groups=groups).state
+    assert (state.optimizer, state.optimizers) == ("adamw", {"b": "sgd"})
+    parts = [state.pick([name]) for name in params]
+    assert [part.optimizers for part in parts] == [{}, {"b": "sgd"}, {}]
+    assert stepd.State.join(parts).to_bytes() == state.to_bytes()
+    # Two optimizers of torch have two states, which become one.
+    own = [
+        client.step(one, {k: params[k] for k in keys}, {k: params[k] for k in keys})
+        for one, keys in ((adamw, "ac"), (sgd, "b"))
+    ]
+    assert stepd.State.join(one.state for one in own).to_bytes() == state.to_bytes()
+    last = stepd.State.join(one.state for one in reversed(own))
+    assert (last.optimizer, last.optimizers) == ("sgd", {"a": "adamw", "c": "adamw"})
+    there = client.step(adamw, params, params, last, groups=groups)
+    assert there.state == client.step(adamw, params, params, state, groups=groups).state
+
+
 def test_converts_to_torch_and_back(client: stepd.Client) -> None:
     params: dict[str, np.ndarray[Any, Any]] = {"a/b": np.ones((2, 3), np.float32)}
     params["c"] = np.ones(3, np.float64)

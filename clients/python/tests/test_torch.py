@@ -613,3 +613,68 @@ def test_disjoint_views_of_one_storage_are_stepped(client: stepd.Client) -> None
     optimizer.step()
     assert torch.equal(grid, torch.tensor([1.0, 2.0, 3.0]).expand(4, 3))
     assert torch.equal(flat, torch.tensor([4.0] * 6 + [5.0] * 6))
+
+
+def mixed_groups(model: Any) -> list[dict[str, Any]]:
+    matrices = [param for param in model.parameters() if param.ndim == 2]
+    others = [param for param in model.parameters() if param.ndim != 2]
+    sgd = {"params": matrices, "optimizer": "sgd", "lr": 0.05, "momentum": 0.9}
+    return [sgd, {"params": others, "weight_decay": 0.2}]
+
+
+def test_a_group_has_its_own_optimizer(client: stepd.Client) -> None:
+    model = make_model()
+    other = copy.deepcopy(model)
+    mine = RemoteOptimizer(mixed_groups(model), client, "adamw", lr=0.02)
+    assert mine.param_groups[0]["weight_decay"] == 0
+    sgd, rest = mixed_groups(other)
+    theirs = [
+        torch.optim.SGD(sgd["params"], lr=0.05, momentum=0.9),
+        torch.optim.AdamW(rest["params"], lr=0.02, weight_decay=0.2),
+    ]
+    train(model, mine, 3)
+    saved = pickle.loads(pickle.dumps(mine.state_dict()))
+    train(model, mine, 3)
+    for steps in (3, 3):
+        generator = torch.Generator().manual_seed(5)
+        for _ in range(steps):
+            x = torch.randn(32, 6, generator=generator)
+            y = torch.stack([x.sum(1), x.prod(1)], 1)
+            for one in theirs:
+                one.zero_grad()
+            torch.nn.functional.mse_loss(other(x), y).backward()
+            for one in theirs:
+                one.step()
+    assert_close(model, other)
+    slots = [set(mine.state[group["params"][0]]) for group in mine.param_groups]
+    assert slots == [{"step", "momentum_buffer"}, {"step", "exp_avg", "exp_avg_sq"}]
+    # The saved state continues in another optimizer with the same bits.
+    again = make_model()
+    resumed = RemoteOptimizer(mixed_groups(again), client, "adamw", lr=0.02)
+    train(again, resumed, 3)
+    resumed.load_state_dict(saved)
+    train(again, resumed, 3)
+    for a, b in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert pickle.loads(pickle.dumps(resumed.state_dict())).keys() == saved.keys()
+
+
+def test_a_group_with_an_optimizer_that_does_not_fit(client: stepd.Client) -> None:
+    params = [torch.nn.Parameter(torch.ones(2))]
+    for own, message in (
+        (1, "group: optimizer: expected the name of one"),
+        ({"name": "sgd", "betas": 1}, "group: sgd has no hyperparameter betas"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            RemoteOptimizer([{"params": params, "optimizer": own}], client)
+    with pytest.raises(stepd.ServerError):
+        RemoteOptimizer([{"params": params, "optimizer": "sdg"}], client)
+    own = stepd.optimizers.sgd(lr=0.5)
+    made = RemoteOptimizer([{"params": params, "optimizer": own}], client)
+    assert (made.param_groups[0]["optimizer"], made.param_groups[0]["lr"]) == (
+        "sgd",
+        0.5,
+    )
+    params[0].grad = torch.ones(2)
+    made.step()
+    assert params[0].tolist() == [0.5, 0.5]

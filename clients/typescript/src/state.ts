@@ -10,6 +10,13 @@ const FORMAT = "stepd.state/1";
  */
 const DTYPE_RANK: Readonly<Record<string, number>> = { I64: 0, F64: 1, F32: 2, BF16: 3, I8: 4, U8: 5 };
 
+/** Keys of the metadata end with a parameter's or an optimizer's name, for optimizers other than the state's own. */
+const OPTIMIZER_KEY = "optimizer/";
+const REVISION_KEY = "revision/";
+
+const withoutPrefix = (metadata: Readonly<Record<string, string>>, prefix: string): readonly (readonly [string, string])[] =>
+  Object.entries(metadata).flatMap(([key, value]) => (key.startsWith(prefix) ? [[key.slice(prefix.length), value] as const] : []));
+
 const slotOf = (key: string): string => key.slice(0, key.indexOf("/"));
 const parameterOf = (key: string): string => key.slice(key.indexOf("/") + 1);
 
@@ -17,6 +24,10 @@ const parameterOf = (key: string): string => key.slice(key.indexOf("/") + 1);
 interface Contents {
   readonly optimizer: string;
   readonly revision: number;
+  /** The optimizer of each parameter that is under another one than `optimizer`. */
+  readonly optimizers: ReadonlyMap<string, string>;
+  /** The revision of each optimizer. */
+  readonly revisions: ReadonlyMap<string, number>;
   readonly steps: Readonly<Record<string, number>>;
   readonly entries: ReadonlyMap<string, FileTensor>;
 }
@@ -73,36 +84,62 @@ export class State {
     return this.#parsed().revision;
   }
 
+  /** The optimizer of each parameter that is under another one than `optimizer`. */
+  get optimizers(): ReadonlyMap<string, string> {
+    return this.#parsed().optimizers;
+  }
+
   /** The number of steps taken, by parameter name. */
   get steps(): Readonly<Record<string, number>> {
     return this.#parsed().steps;
   }
 
-  /** Merges states of one optimizer into one canonical file, with the bytes that the server would write. */
+  /**
+   * Merges states of different parameters into one canonical file, with the bytes that the server would write. The first state's
+   * optimizer becomes that of the result, and parameters under another optimizer keep theirs.
+   */
   static join(states: readonly State[]): State {
     if (!Array.isArray(states) || !states.every((state) => state instanceof State)) throw new TypeError("states: expected a list of State");
     const [first] = states as readonly State[];
     if (!first) throw new RangeError("there is no state to join");
-    const different = states.find(({ optimizer, revision }) => optimizer !== first.optimizer || revision !== first.revision);
-    if (different)
-      throw new RangeError(
-        `expected states of ${first.optimizer} revision ${first.revision}, found one of ${different.optimizer} revision ${different.revision}`,
-      );
+    const optimizers = new Map<string, string>();
+    const revisions = new Map<string, number>();
+    for (const state of states) {
+      const parsed = state.#parsed();
+      for (const [name, revision] of parsed.revisions) {
+        const known = revisions.get(name) ?? revision;
+        if (known !== revision) throw new RangeError(`expected states of ${name} revision ${known}, found one of ${name} revision ${revision}`);
+        revisions.set(name, revision);
+      }
+      if (parsed.optimizer !== first.optimizer) for (const parameter of state.parameters) optimizers.set(parameter, parsed.optimizer);
+      for (const [parameter, optimizer] of parsed.optimizers) optimizers.set(parameter, optimizer);
+    }
     const entries = states.flatMap((state) => [...state.#readAll()]);
     entries.sort(([a, { dtype: left }], [b, { dtype: right }]) => (DTYPE_RANK[left] ?? 6) - (DTYPE_RANK[right] ?? 6) || compareUtf8(a, b));
     const duplicate = entries.find(([key], index) => key === entries[index + 1]?.[0]);
     if (duplicate) throw new RangeError(`${JSON.stringify(duplicate[0])} stands in two of the states`);
-    return first.#build(entries);
+    return first.#build(entries, optimizers, revisions);
   }
 
   /** Returns the part of the state that belongs to `parameters`. */
   pick(parameters: ReadonlySet<string>): State {
     if (!(parameters instanceof Set)) throw new TypeError("parameters: expected a Set of names");
-    return this.#build([...this.#readAll()].filter(([key]) => parameters.has(parameterOf(key))));
+    const { optimizers, revisions } = this.#parsed();
+    const entries = [...this.#readAll()].filter(([key]) => parameters.has(parameterOf(key)));
+    return this.#build(entries, optimizers, revisions);
   }
 
-  #build(entries: readonly (readonly [string, FileTensor])[]): State {
-    return new State(fileOf({ format: FORMAT, optimizer: this.optimizer, revision: String(this.revision) }, entries));
+  /** Builds a state of this state's optimizer. `optimizers` may contain parameters without entries, which are left out. */
+  #build(entries: readonly (readonly [string, FileTensor])[], optimizers: ReadonlyMap<string, string>, revisions: ReadonlyMap<string, number>): State {
+    const metadata: Record<string, string> = { format: FORMAT, optimizer: this.optimizer, revision: String(this.revision) };
+    for (const parameter of new Set(entries.map(([key]) => parameterOf(key)))) {
+      const optimizer = optimizers.get(parameter) ?? this.optimizer;
+      if (optimizer === this.optimizer) continue;
+      metadata[OPTIMIZER_KEY + parameter] = optimizer;
+      metadata[REVISION_KEY + optimizer] = String(revisions.get(optimizer));
+    }
+    const ordered = Object.fromEntries(Object.entries(metadata).sort(([a], [b]) => compareUtf8(a, b)));
+    return new State(fileOf(ordered, entries));
   }
 
   /** Names of all parameters in the state. */
@@ -149,6 +186,8 @@ export class State {
     return {
       optimizer,
       revision: Number(revision),
+      optimizers: new Map(withoutPrefix(metadata, OPTIMIZER_KEY)),
+      revisions: new Map([...withoutPrefix(metadata, REVISION_KEY), [optimizer, revision] as const].map(([name, text]) => [name, Number(text)])),
       steps: Object.fromEntries(steps.map(([key, tensor]) => [parameterOf(key), stepOf(key, tensor)])),
       entries: tensors,
     };

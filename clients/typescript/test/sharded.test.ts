@@ -80,6 +80,7 @@ suite("a sharded step equals one call", () => {
       schedule: { name: "linear", start_factor: 0.1, total_iters: 10 },
     },
     "skip with LAMB": { grads: broken, non_finite: "skip", optimizer: lamb },
+    "a group with an optimizer of its own": { groups: [{ tensors: ["b*"], optimizer: { name: "sgd", lr: 0.1, momentum: 0.9 } }] },
     "skip with groups that match everything": { grads: broken, non_finite: "skip", groups: [{ tensors: ["*"], optimizer: { lr: 7 } }] },
     "skip with master weights": {
       params: { ...params, b: { shape: [2], data: Uint16Array.of(0x3f80, 0x4000), dtype: "BF16" } },

@@ -21,6 +21,11 @@ from ._tensors import (
 FORMAT = "stepd.state/1"
 STEP = "step"
 
+#: Keys of the metadata end with a parameter's or an optimizer's name, for optimizers
+#: other than the state's own.
+_OPTIMIZER = "optimizer/"
+_REVISION = "revision/"
+
 Source = bytes | bytearray | memoryview
 
 
@@ -79,18 +84,34 @@ class State(Mapping[str, Array]):
 
     @classmethod
     def from_entries(
-        cls, optimizer: str, revision: int, entries: Iterable[tuple[str, Tensor]]
+        cls,
+        optimizer: str,
+        revision: int,
+        entries: Iterable[tuple[str, Tensor]],
+        *,
+        optimizers: Mapping[str, str] | None = None,
+        revisions: Mapping[str, int] | None = None,
     ) -> State:
-        """Return a state of the entries, in any order, without copying their bytes."""
+        """Return a state of the entries, in any order, without copying their bytes.
+
+        ``optimizers`` names the optimizer of each parameter that has another one, and
+        ``revisions`` their revisions. Parameters without entries are ignored.
+        """
         state = cls.__new__(cls)
-        metadata = {
+        state._opened = state._file = None
+        state._entries = canonical(entries)
+        state._metadata = {
             "format": FORMAT,
             "optimizer": optimizer,
             "revision": str(revision),
         }
-        state._metadata = metadata
-        state._opened = state._file = None
-        state._entries = canonical(entries)
+        named = optimizers or {}
+        present = {key.partition("/")[2] for key in state._entries} if named else set()
+        for name in sorted(present & named.keys()):
+            own = named[name]
+            if own != optimizer:
+                state._metadata[_OPTIMIZER + name] = own
+                state._metadata[_REVISION + own] = str((revisions or {})[own])
         return state
 
     @classmethod
@@ -137,6 +158,25 @@ class State(Mapping[str, Array]):
         return int(self._metadata["revision"])
 
     @property
+    def optimizers(self) -> dict[str, str]:
+        """The optimizer of each parameter that is under another than the state's."""
+        return {
+            key.removeprefix(_OPTIMIZER): name
+            for key, name in self._metadata.items()
+            if key.startswith(_OPTIMIZER)
+        }
+
+    @property
+    def revisions(self) -> dict[str, int]:
+        """The revisions of all optimizers of the state, by the optimizer's name."""
+        others = {
+            key.removeprefix(_REVISION): int(revision)
+            for key, revision in self._metadata.items()
+            if key.startswith(_REVISION)
+        }
+        return {**others, self.optimizer: self.revision}
+
+    @property
     def steps(self) -> dict[str, int]:
         """The number of steps taken, by parameter."""
         return {
@@ -173,13 +213,22 @@ class State(Mapping[str, Array]):
 
     def replaced(self, entries: Iterable[tuple[str, Tensor]]) -> State:
         """Return a state of the same optimizer with other entries."""
-        return self.from_entries(self.optimizer, self.revision, entries)
+        return self.from_entries(
+            self.optimizer,
+            self.revision,
+            entries,
+            optimizers=self.optimizers,
+            revisions=self.revisions,
+        )
 
     @classmethod
     def join(cls, states: Iterable[State]) -> State:
         """Merge states of different parameters, as a server would write them.
 
-        Raises ValueError if there are no states.
+        The first state's optimizer becomes that of the result. Parameters under another
+        optimizer keep theirs.
+
+        Raises ValueError if there are no states, and for two revisions of an optimizer.
         """
         states = list(states)
         if not states:
@@ -187,13 +236,26 @@ class State(Mapping[str, Array]):
         for state in states:
             if not isinstance(state, State):
                 raise TypeError(f"expected states, found {type(state).__name__}")
-        if len({(state.optimizer, state.revision) for state in states}) > 1:
-            kinds = sorted({f"{one.optimizer} {one.revision}" for one in states})
-            raise ValueError(
-                f"expected states of one optimizer and revision, found {kinds}"
-            )
-        entries = (entry for state in states for entry in state._items())
-        return cls.from_entries(states[0].optimizer, states[0].revision, entries)
+        revisions: dict[str, int] = {}
+        optimizers: dict[str, str] = {}
+        first = states[0]
+        for state in states:
+            for name, revision in state.revisions.items():
+                if revisions.setdefault(name, revision) != revision:
+                    raise ValueError(
+                        f"expected states of one revision of {name}, "
+                        f"found {revisions[name]} and {revision}"
+                    )
+            if state.optimizer != first.optimizer:
+                optimizers |= {name: state.optimizer for _, name, _ in state.entries()}
+            optimizers |= state.optimizers
+        return cls.from_entries(
+            first.optimizer,
+            first.revision,
+            (entry for state in states for entry in state._items()),
+            optimizers=optimizers,
+            revisions=revisions,
+        )
 
     def __getitem__(self, key: str) -> Array:
         if self._opened is None:

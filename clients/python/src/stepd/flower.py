@@ -286,11 +286,7 @@ def _mean(
 
 def _with_steps(state: State, count: int) -> State:
     """Return a copy of a state with another step count."""
-    return State.from_entries(
-        state.optimizer,
-        state.revision,
-        (
-            (f"{slot}/{name}", scalar("I64", count) if slot == STEP else tensor)
-            for slot, name, tensor in state.entries()
-        ),
+    return state.replaced(
+        (f"{slot}/{name}", scalar("I64", count) if slot == STEP else tensor)
+        for slot, name, tensor in state.entries()
     )

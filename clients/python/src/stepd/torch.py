@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import MappingProxyType
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
@@ -89,6 +89,17 @@ _USELESS = (
 _CALLER_STACK_LEVEL = 4
 
 
+class _Kind(NamedTuple):
+    """What the server says of an optimizer."""
+
+    name: str
+    revision: int
+    #: The hyperparameters with their defaults.
+    defaults: Mapping[str, Any]
+    slots: frozenset[str]
+    scales: frozenset[str]
+
+
 class RemoteOptimizer(torch.optim.Optimizer):
     """Any optimizer of a stepd server, as a :class:`torch.optim.Optimizer`.
 
@@ -97,6 +108,10 @@ class RemoteOptimizer(torch.optim.Optimizer):
     a ShardedClient or a URL. ``name`` is the optimizer; its hyperparameters have the
     names and defaults of ``client.describe(name)``. Learning rate schedulers and
     closures work as with torch's optimizers.
+
+    A group with the key ``optimizer`` has an optimizer of its own, whose defaults its
+    absent hyperparameters take: ``{"params": [...], "optimizer": "sgd", "lr": 0.1}``.
+    The key may hold what a function of :mod:`stepd.optimizers` returns, too.
 
     The options of a step (:class:`stepd.StepOptions`: ``clip``, ``stats``,
     ``loss_scale`` and so on) are keyword arguments too. The attribute ``options`` holds
@@ -186,10 +201,9 @@ class RemoteOptimizer(torch.optim.Optimizer):
         if not isinstance(name, str):
             expected = "name: expected that of an optimizer, such as adamw, found"
             raise TypeError(f"{expected} {name!r:.60}")
-        described = self._client.describe(name)
-        schema = described["hyperparameters"]
-        known: dict[str, Any] = dict(schema["properties"])
-        del known["name"]
+        self._kinds: dict[str, _Kind] = {}
+        base = self._described(name)
+        known = base.defaults
         if "groups" in settings:
             raise TypeError(
                 "groups: expected none; give them as params, a list of dicts such as "
@@ -207,19 +221,13 @@ class RemoteOptimizer(torch.optim.Optimizer):
                 expected = ", ".join(known)
                 raise TypeError(f"{name} has no hyperparameter {key}{hint}: {expected}")
         self._name = name
-        self._revision: int = described["revision"]
-        slots = described["slots"]["all"]
-        self._scales = frozenset(f"{slot}.scale" for slot in slots)
-        self._slots = frozenset([*slots, _MASTER, *self._scales])
-        self._known = frozenset(known)
         self._timeout = timeout
         #: The options of each step. A change applies from the next step on.
         self.options: StepOptions = adapter_options(options)
         #: The hooks of ``overlap`` by parameter.
         self._hooks: dict[torch.Tensor, Any] = {}
         self._start_over()
-        defaults = {key: value.get("default") for key, value in known.items()}
-        super().__init__(params, {**defaults, **hyperparameters})
+        super().__init__(params, {**base.defaults, **hyperparameters})
         self._check()
         self._is_made = True
         self._add_hooks()
@@ -291,10 +299,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         own = (
             "_client",
             "_name",
-            "_revision",
-            "_slots",
-            "_scales",
-            "_known",
+            "_kinds",
             "_timeout",
             "_is_made",
             "_resident",
@@ -314,7 +319,9 @@ class RemoteOptimizer(torch.optim.Optimizer):
         self._add_hooks()
         # A state from torch's own optimizers lacks the hyperparameters of stepd.
         for group in self.param_groups:
-            for key, value in self.defaults.items():
+            kind = self._kind(group)
+            own = self.defaults if kind.name == self._name else kind.defaults
+            for key, value in own.items():
                 group.setdefault(key, value)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -324,6 +331,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
                 found = ", ".join(map(str, param_group)) or "an empty one"
                 raise TypeError(f"group: expected a dict with params, found {found}")
             require_params(param_group["params"])
+            if "optimizer" in param_group:
+                param_group = self._with_defaults(param_group)
         super().add_param_group(param_group)
         try:
             for name, param in labelled_params(self.param_groups[-1]):
@@ -336,6 +345,52 @@ class RemoteOptimizer(torch.optim.Optimizer):
         if self._is_made:
             self._add_hooks()
 
+    def _with_defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a group with its own optimizer's name and hyperparameters."""
+        own = given["optimizer"]
+        values = dict(own) if isinstance(own, Mapping) else {"name": own}
+        name = values.pop("name", None)
+        if not isinstance(name, str):
+            expected = "optimizer: expected the name of one, such as sgd, or a dict of"
+            raise TypeError(f"group: {expected} stepd.optimizers, found {own!r:.60}")
+        kind = self._described(name)
+        if unknown := next((key for key in values if key not in kind.defaults), None):
+            hint = nearest(unknown, list(kind.defaults))
+            expected = ", ".join(kind.defaults)
+            found = f"{name} has no hyperparameter {unknown}{hint}: {expected}"
+            raise TypeError(f"group: {found}")
+        return {**kind.defaults, **values, **given, "optimizer": name}
+
+    def _described(self, name: str) -> _Kind:
+        """Return what the server says of an optimizer."""
+        if name not in self._kinds:
+            described = self._client.describe(name)
+            properties = dict(described["hyperparameters"]["properties"])
+            del properties["name"]
+            slots = described["slots"]["all"]
+            scales = frozenset(f"{slot}.scale" for slot in slots)
+            self._kinds[name] = _Kind(
+                name,
+                described["revision"],
+                {key: value.get("default") for key, value in properties.items()},
+                frozenset([*slots, _MASTER, *scales]),
+                scales,
+            )
+        return self._kinds[name]
+
+    def _kind(self, group: Mapping[str, Any]) -> _Kind:
+        """Return the optimizer of a group."""
+        return self._described(group.get("optimizer", self._name))
+
+    def _kind_of(self) -> dict[torch.Tensor, _Kind]:
+        """Return the optimizer of each parameter."""
+        return {
+            param: kind
+            for group in self.param_groups
+            for kind in [self._kind(group)]
+            for param in group["params"]
+        }
+
     def _check(self) -> None:
         """Raise at once the errors that a step would raise for any gradients."""
         optimizers = [self._hyperparameters(group) for group in self.param_groups]
@@ -344,16 +399,23 @@ class RemoteOptimizer(torch.optim.Optimizer):
         if self._overlap:
             self._check_overlap(optimizers)
         require_own_memory(self.param_groups)
-        groups = [{"tensors": ["*"], "optimizer": one} for one in optimizers]
-        optimizer = {"name": self._name, **optimizers[0]}
+        optimizer = optimizers[0]
+        groups = [
+            {"tensors": ["*"], "optimizer": _group_optimizer(optimizer, one)}
+            for one in optimizers
+        ]
         check(self._client, optimizer, self.options, groups, resident=self._resident)
 
     def _check_shards(self, optimizers: Sequence[Mapping[str, Any]]) -> None:
         """Raise ValueError if the step needs more of a DTensor than the local shard."""
         options = self.options
         which = None
-        if self._name in _NEEDS_WHOLE_TENSORS:
-            which = f"{self._name} needs the norm of whole tensors"
+        whole = next(
+            (one["name"] for one in optimizers if one["name"] in _NEEDS_WHOLE_TENSORS),
+            None,
+        )
+        if whole is not None:
+            which = f"{whole} needs the norm of whole tensors"
         elif any(_is_narrow(optimizer) for optimizer in optimizers):
             which = "state_dtype rounds by an element's place in the whole tensor"
         elif any(optimizer.get("caution") for optimizer in optimizers):
@@ -404,9 +466,16 @@ class RemoteOptimizer(torch.optim.Optimizer):
                 group["params"] for group in state_dict["param_groups"]
             )
         )
+        kinds = self._kind_of()
         for key, param in zip(saved, self._params(), strict=False):
-            self._check_slots(state_dict["state"].get(key, {}), param)
+            self._check_slots(state_dict["state"].get(key, {}), param, kinds[param])
+        # A state of torch's own optimizers does not name those of stepd's groups.
+        names = [group.get("optimizer") for group in self.param_groups]
         super().load_state_dict(state_dict)
+        for group, name in zip(self.param_groups, names, strict=True):
+            if name is not None and group.setdefault("optimizer", name) == name:
+                for key, value in self._described(name).defaults.items():
+                    group.setdefault(key, value)
         narrow = self._narrow()
         for key, param in zip(saved, self._params(), strict=True):
             # torch has cast every slot but the step to the parameter's dtype.
@@ -414,26 +483,29 @@ class RemoteOptimizer(torch.optim.Optimizer):
             for slot, value in state_dict["state"].get(key, {}).items():
                 if slot == STEP or not isinstance(value, torch.Tensor):
                     continue
-                dtype = wide if slot in self._slots else torch.float64
+                slots = kinds[param].slots
+                dtype = wide if slot in slots else torch.float64
                 if param in narrow and value.dtype in NARROW_DTYPES:
                     dtype = value.dtype
-                device = param.device if slot in self._slots else value.device
+                device = param.device if slot in slots else value.device
                 own = value.detach().to(device, dtype, copy=True)
                 self._own_state[param][slot] = own
 
-    def _check_slots(self, state: Mapping[str, Any], param: torch.Tensor) -> None:
+    def _check_slots(
+        self, state: Mapping[str, Any], param: torch.Tensor, kind: _Kind
+    ) -> None:
         for slot, value in state.items():
             if not isinstance(value, torch.Tensor) or slot == STEP:
                 continue
-            if slot not in self._slots and value.numel() != 1:
-                expected = ", ".join(sorted(self._slots))
+            if slot not in kind.slots and value.numel() != 1:
+                expected = ", ".join(sorted(kind.slots))
                 raise ValueError(
-                    f"the state has {slot}, which {self._name} does not have; "
+                    f"the state has {slot}, which {kind.name} does not have; "
                     f"its slots are {expected}"
                 )
-            if slot in self._scales:
+            if slot in kind.scales:
                 continue
-            if slot in self._slots and value.shape != param.shape:
+            if slot in kind.slots and value.shape != param.shape:
                 found = f"{list(value.shape)} for a parameter of {list(param.shape)}"
                 raise ValueError(f"the state has {slot} of shape {found}")
 
@@ -574,8 +646,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
             self._check_shards(optimizers)
         if self._overlap:
             self._check_overlap(optimizers)
-        for entry, optimizer in zip(groups[1:], optimizers[1:], strict=True):
-            entry["optimizer"] = optimizer
+        for entry, own in zip(groups[1:], optimizers[1:], strict=True):
+            entry["optimizer"] = _group_optimizer(optimizers[0], own)
         options = adapter_options(self.options)
         # The server applies the first group to every tensor that no later group names.
         options["groups"] = groups[1:] or None
@@ -583,7 +655,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
             options["loss_scale"] = self._scale * (options.get("loss_scale") or 1)
         return Inputs(
             stepped,
-            {"name": self._name, **optimizers[0]},
+            optimizers[0],
             options,
             {name: as_array(local_of(param)) for name, param in stepped.items()},
             grads,
@@ -731,24 +803,27 @@ class RemoteOptimizer(torch.optim.Optimizer):
         return [[str(next(numbers)) for _ in g["params"]] for g in self.param_groups]
 
     def _hyperparameters(self, group: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the optimizer of a group as a call has it."""
+        kind = self._kind(group)
         for flag in ("maximize", "decoupled_weight_decay"):
             # torch's Adam with decoupled_weight_decay is AdamW, which has its own name
             # in stepd.
-            means_it = flag == "maximize" or self._name == "adam"
-            if group.get(flag) and flag not in self._known and means_it:
-                raise ValueError(f"{self._name} of stepd has no {flag}")
-        return {
+            means_it = flag == "maximize" or kind.name == "adam"
+            if group.get(flag) and flag not in kind.defaults and means_it:
+                raise ValueError(f"{kind.name} of stepd has no {flag}")
+        values = {
             key: value.item() if isinstance(value, torch.Tensor) else value
             for key, value in group.items()
-            if key in self._known
+            if key in kind.defaults
         }
+        return {"name": kind.name, **values}
 
     def _narrow(self) -> frozenset[torch.Tensor]:
         """Return the parameters whose moments are in a narrow format."""
         return frozenset(
             param
             for group in self.param_groups
-            if _is_narrow(group)
+            if "state_dtype" in self._kind(group).defaults and _is_narrow(group)
             for param in group["params"]
         )
 
@@ -760,7 +835,9 @@ class RemoteOptimizer(torch.optim.Optimizer):
         # Most parameters have the same step count, so they share one tensor for it.
         counts: dict[int, Tensor] = {}
         narrow = self._narrow()
+        kinds = self._kind_of()
         for name, param in params.items():
+            kind = kinds[param]
             slots = self._own_state.get(param, {})
             kept = {k: v for k, v in slots.items() if v is not None}
             if param.dtype == torch.float32:
@@ -776,12 +853,10 @@ class RemoteOptimizer(torch.optim.Optimizer):
             entries[f"{STEP}/{name}"] = counts[steps]
             dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
             for slot, value in kept.items():
-                if slot not in self._slots:
+                if slot not in kind.slots:
                     entries[f"{slot}/{name}"] = scalar("F64", float(value))
                     continue
-                local = (
-                    value if slot in self._scales else local_like(slot, value, param)
-                )
+                local = value if slot in kind.scales else local_like(slot, value, param)
                 if slot == _MASTER and not torch.equal(
                     local.to(param.dtype), local_of(param)
                 ):
@@ -795,7 +870,13 @@ class RemoteOptimizer(torch.optim.Optimizer):
                 entries[f"{slot}/{name}"] = tensor_of(slot, as_array(wide))
         if not entries:
             return None
-        return State.from_entries(self._name, self._revision, entries.items())
+        return State.from_entries(
+            self._name,
+            self._kinds[self._name].revision,
+            entries.items(),
+            optimizers={name: kinds[param].name for name, param in params.items()},
+            revisions={kind.name: kind.revision for kind in self._kinds.values()},
+        )
 
     def _unrounded(
         self, arrays: Mapping[str, Array], params: Mapping[str, torch.Tensor]
@@ -817,15 +898,17 @@ class RemoteOptimizer(torch.optim.Optimizer):
             local_of(param).copy_(as_tensor(result.params[name]))
 
     def _take_state(self, state: State, params: Mapping[str, torch.Tensor]) -> None:
+        kinds = self._kind_of()
         for slot, name, entry in state.entries():
             param = params[name]
+            kind = kinds[param]
             value: torch.Tensor
             if slot == STEP:
                 count = int.from_bytes(entry.data, "little")
                 value = torch.from_numpy(np.array(count, np.float32))
-            elif slot in self._scales:
+            elif slot in kind.scales:
                 value = as_tensor(array_of(entry)).to(param.device)
-            elif slot in self._slots:
+            elif slot in kind.slots:
                 value = like_parameter(as_tensor(array_of(entry)), param)
             else:
                 value = torch.tensor(float(array_of(entry)), dtype=torch.float64)
@@ -859,6 +942,15 @@ def overlap_hook(
 
 # DistributedDataParallel compares annotations with types, and these are strings.
 overlap_hook.__annotations__.clear()
+
+
+def _group_optimizer(
+    base: Mapping[str, Any], own: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Return a group's optimizer, without its name if the base has the same."""
+    if own["name"] != base["name"]:
+        return own
+    return {key: value for key, value in own.items() if key != "name"}
 
 
 def _is_narrow(group: Mapping[str, Any]) -> bool:

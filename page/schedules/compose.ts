@@ -30,6 +30,16 @@ export const initialValues = (name: string, steps: number, lr: number): Values =
       return { gamma: Number((0.01 ** (1 / steps)).toPrecision(6)) };
     case "cyclic":
       return { base_lr: lr / 10, max_lr: lr, step_size_up: Math.max(1, Math.round(steps / 8)) };
+    case "inverse_sqrt":
+      return { warmup_steps: Math.round(steps / 10) };
+    case "warmup_cosine":
+      return { warmup_steps: Math.floor(steps / 10), total_steps: steps };
+    case "warmup_stable_decay": {
+      const [warmup, decay] = [Math.round(steps / 10), Math.max(1, Math.round(steps / 5))];
+      return { warmup_steps: warmup, stable_steps: Math.max(0, steps - warmup - decay), decay_steps: decay };
+    }
+    case "table":
+      return { lrs: [lr] };
     case "one_cycle":
       return { max_lr: lr, total_steps: steps };
     default:
@@ -64,7 +74,8 @@ export const scheduleOf = (parts: readonly Part[]): Schedule => {
   return first && schedules.length === 1 ? first : { name: "sequence", schedules, milestones: milestonesOf(parts) };
 };
 
-const CLASSES: Readonly<Record<string, string>> = {
+/** The class of torch for each schedule that has one. */
+export const TORCH_CLASSES: Readonly<Record<string, string>> = {
   constant: "ConstantLR",
   cosine: "CosineAnnealingLR",
   cosine_warm_restarts: "CosineAnnealingWarmRestarts",
@@ -86,11 +97,13 @@ const pythonText = (value: unknown): string => {
 };
 
 const constructorOf = ({ name, values }: Part): string =>
-  `${CLASSES[name] ?? name}(${["optimizer", ...Object.entries(values).map(([key, value]) => `${key}=${pythonText(value)}`)].join(", ")})`;
+  `${TORCH_CLASSES[name]}(${["optimizer", ...Object.entries(values).map(([key, value]) => `${key}=${pythonText(value)}`)].join(", ")})`;
 
 /** Returns the same schedule as code for torch. The code expects an `optimizer` whose lr is the base rate. */
 export const torchCode = (parts: readonly Part[]): string => {
-  const classes = [...new Set(parts.map(({ name }) => CLASSES[name] ?? name)), ...(parts.length > 1 ? ["SequentialLR"] : [])].sort();
+  const other = parts.find(({ name }) => !(name in TORCH_CLASSES));
+  if (other) return `# torch has no class for ${other.name}; a LambdaLR with the same formula, or the lr of each step, does the same.`;
+  const classes = [...new Set(parts.map(({ name }) => TORCH_CLASSES[name])), ...(parts.length > 1 ? ["SequentialLR"] : [])].sort();
   const lines = [`from torch.optim.lr_scheduler import ${classes.join(", ")}`, ""];
   const [first] = parts;
   if (first && parts.length === 1) return [...lines, `scheduler = ${constructorOf(first)}`].join("\n");

@@ -16,10 +16,10 @@ interface Kind {
   readonly properties: Readonly<Record<string, Property>>;
 }
 
-/** All schedules except the sequence, which the list of parts creates. */
+/** All schedules except those of other schedules: the list of parts creates a sequence. */
 const KINDS: readonly Kind[] = (schema.oneOf as readonly { readonly description: string; readonly properties: Readonly<Record<string, Property>> }[])
   .map(({ description, properties }) => ({ name: String(properties["name"]?.const), description, properties }))
-  .filter(({ name }) => name !== "sequence");
+  .filter(({ properties }) => !("schedules" in properties));
 
 interface Curve {
   readonly x: readonly number[];

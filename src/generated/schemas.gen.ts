@@ -3024,8 +3024,32 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     },
     "oneOf": [
       {
+        "title": "ChainedSchedule",
+        "description": "lr_t = lr times the factors of all schedules at step t; a factor is the schedule's rate divided by lr",
+        "type": "object",
+        "required": [
+          "name",
+          "schedules"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "name": {
+            "const": "chained"
+          },
+          "schedules": {
+            "type": "array",
+            "items": {
+              "$ref": "schedule.schema.json"
+            },
+            "minItems": 1,
+            "maxItems": 64,
+            "description": "Schedules that multiply the base rate: all but one_cycle and cyclic, which set it"
+          }
+        }
+      },
+      {
         "title": "ConstantSchedule",
-        "description": "lr_t = lr * factor for t < total_iters, then lr",
+        "description": "lr_t = lr * factor for t < total_iters, or always if it is null, then lr",
         "type": "object",
         "required": [
           "name"
@@ -3043,11 +3067,14 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "description": "Factor of the base rate before step total_iters"
           },
           "total_iters": {
-            "type": "integer",
+            "type": [
+              "integer",
+              "null"
+            ],
             "default": 5,
             "minimum": 0,
             "maximum": 9007199254740991,
-            "description": "Number of steps with the factor"
+            "description": "Number of steps with the factor; null is all steps"
           }
         }
       },
@@ -3213,6 +3240,37 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
             "description": "Factor of the rate per step"
+          }
+        }
+      },
+      {
+        "title": "InverseSqrtSchedule",
+        "description": "lr_t = lr * t / warmup_steps for t < warmup_steps, then lr / sqrt((t - warmup_steps + timescale) / timescale)",
+        "type": "object",
+        "required": [
+          "name"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "name": {
+            "const": "inverse_sqrt"
+          },
+          "warmup_steps": {
+            "type": "integer",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 9007199254740991,
+            "description": "Steps from 0 to the base rate"
+          },
+          "timescale": {
+            "type": [
+              "integer",
+              "null"
+            ],
+            "default": null,
+            "minimum": 1,
+            "maximum": 9007199254740991,
+            "description": "Steps that divide the rate by the root of 2, after the warm-up; null is warmup_steps, or 10,000 without a warm-up"
           }
         }
       },
@@ -3453,6 +3511,126 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
             "description": "Factor of the rate per decay"
+          }
+        }
+      },
+      {
+        "title": "TableSchedule",
+        "description": "lr_t = lrs[min(t, length - 1)]",
+        "type": "object",
+        "required": [
+          "name",
+          "lrs"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "name": {
+            "const": "table"
+          },
+          "lrs": {
+            "type": "array",
+            "minItems": 1,
+            "maxItems": 10000,
+            "items": {
+              "type": "number",
+              "minimum": 0,
+              "maximum": 3.4028234663852886e+38
+            },
+            "description": "The rates of the steps, from the first one; later steps have the last rate"
+          }
+        }
+      },
+      {
+        "title": "WarmupCosineSchedule",
+        "description": "lr_t = lr times a line from start_factor to 1 in warmup_steps steps, then eta_min + (lr - eta_min) * (1 + cos(pi * (t - warmup_steps) / (total_steps - warmup_steps))) / 2 up to total_steps, then eta_min",
+        "type": "object",
+        "required": [
+          "name",
+          "warmup_steps",
+          "total_steps"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "name": {
+            "const": "warmup_cosine"
+          },
+          "warmup_steps": {
+            "type": "integer",
+            "minimum": 0,
+            "maximum": 9007199254740991,
+            "description": "Steps up to the base rate"
+          },
+          "total_steps": {
+            "type": "integer",
+            "minimum": 1,
+            "maximum": 9007199254740991,
+            "description": "Steps up to eta_min, the warm-up included"
+          },
+          "start_factor": {
+            "type": "number",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Factor of the base rate in the first step"
+          },
+          "eta_min": {
+            "type": "number",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "The lowest rate"
+          }
+        }
+      },
+      {
+        "title": "WarmupStableDecaySchedule",
+        "description": "lr_t = lr times a line from min_lr_ratio to 1 in warmup_steps steps, then lr for stable_steps, then down to lr * min_lr_ratio in decay_steps by 1 - x, (1 + cos(pi * x)) / 2 or 1 - sqrt(x)",
+        "type": "object",
+        "required": [
+          "name",
+          "warmup_steps",
+          "stable_steps",
+          "decay_steps"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "name": {
+            "const": "warmup_stable_decay"
+          },
+          "warmup_steps": {
+            "type": "integer",
+            "minimum": 0,
+            "maximum": 9007199254740991,
+            "description": "Steps up to the base rate"
+          },
+          "stable_steps": {
+            "type": "integer",
+            "minimum": 0,
+            "maximum": 9007199254740991,
+            "description": "Steps at the base rate"
+          },
+          "decay_steps": {
+            "type": "integer",
+            "minimum": 1,
+            "maximum": 9007199254740991,
+            "description": "Steps down to the last rate"
+          },
+          "decay_type": {
+            "type": "string",
+            "enum": [
+              "linear",
+              "cosine",
+              "1-sqrt"
+            ],
+            "default": "cosine",
+            "description": "Shape of the fall"
+          },
+          "min_lr_ratio": {
+            "type": "number",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 1,
+            "description": "Ratio of the first and the last rate to the base rate"
           }
         }
       }

@@ -32,7 +32,7 @@ export type TensorsSource1 = Uint8Array | string | { readonly [name: string]: Pl
 /**
  * A learning-rate schedule by name with its arguments in torch's names; absent ones take their defaults.
  */
-export type Schedule = (ConstantSchedule | CosineSchedule | CosineWarmRestartsSchedule | CyclicSchedule | ExponentialSchedule | LinearSchedule | MultistepSchedule | OneCycleSchedule | PolynomialSchedule | SequenceSchedule | StepSchedule)
+export type Schedule = (ChainedSchedule | ConstantSchedule | CosineSchedule | CosineWarmRestartsSchedule | CyclicSchedule | ExponentialSchedule | InverseSqrtSchedule | LinearSchedule | MultistepSchedule | OneCycleSchedule | PolynomialSchedule | SequenceSchedule | StepSchedule | TableSchedule | WarmupCosineSchedule | WarmupStableDecaySchedule)
 /**
  * One element. JSON has no NaN and no infinity, so these are strings.
  */
@@ -1132,7 +1132,20 @@ from?: number
 count?: number
 }
 /**
- * lr_t = lr * factor for t < total_iters, then lr
+ * lr_t = lr times the factors of all schedules at step t; a factor is the schedule's rate divided by lr
+ */
+export interface ChainedSchedule {
+name: "chained"
+/**
+ * Schedules that multiply the base rate: all but one_cycle and cyclic, which set it
+ * 
+ * @minItems 1
+ * @maxItems 64
+ */
+schedules: [Schedule, ...(Schedule)[]]
+}
+/**
+ * lr_t = lr * factor for t < total_iters, or always if it is null, then lr
  */
 export interface ConstantSchedule {
 name: "constant"
@@ -1141,9 +1154,9 @@ name: "constant"
  */
 factor?: number
 /**
- * Number of steps with the factor
+ * Number of steps with the factor; null is all steps
  */
-total_iters?: number
+total_iters?: (number | null)
 }
 /**
  * lr_t = eta_min + (lr - eta_min) * (1 + cos(pi * t / T_max)) / 2
@@ -1228,6 +1241,20 @@ name: "exponential"
  * Factor of the rate per step
  */
 gamma: number
+}
+/**
+ * lr_t = lr * t / warmup_steps for t < warmup_steps, then lr / sqrt((t - warmup_steps + timescale) / timescale)
+ */
+export interface InverseSqrtSchedule {
+name: "inverse_sqrt"
+/**
+ * Steps from 0 to the base rate
+ */
+warmup_steps?: number
+/**
+ * Steps that divide the rate by the root of 2, after the warm-up; null is warmup_steps, or 10,000 without a warm-up
+ */
+timescale?: (number | null)
 }
 /**
  * lr_t = lr * (start_factor + (end_factor - start_factor) * min(t, total_iters) / total_iters)
@@ -1355,6 +1382,67 @@ step_size: number
  * Factor of the rate per decay
  */
 gamma?: number
+}
+/**
+ * lr_t = lrs[min(t, length - 1)]
+ */
+export interface TableSchedule {
+name: "table"
+/**
+ * The rates of the steps, from the first one; later steps have the last rate
+ * 
+ * @minItems 1
+ * @maxItems 10000
+ */
+lrs: [number, ...(number)[]]
+}
+/**
+ * lr_t = lr times a line from start_factor to 1 in warmup_steps steps, then eta_min + (lr - eta_min) * (1 + cos(pi * (t - warmup_steps) / (total_steps - warmup_steps))) / 2 up to total_steps, then eta_min
+ */
+export interface WarmupCosineSchedule {
+name: "warmup_cosine"
+/**
+ * Steps up to the base rate
+ */
+warmup_steps: number
+/**
+ * Steps up to eta_min, the warm-up included
+ */
+total_steps: number
+/**
+ * Factor of the base rate in the first step
+ */
+start_factor?: number
+/**
+ * The lowest rate
+ */
+eta_min?: number
+}
+/**
+ * lr_t = lr times a line from min_lr_ratio to 1 in warmup_steps steps, then lr for stable_steps, then down to lr * min_lr_ratio in decay_steps by 1 - x, (1 + cos(pi * x)) / 2 or 1 - sqrt(x)
+ */
+export interface WarmupStableDecaySchedule {
+name: "warmup_stable_decay"
+/**
+ * Steps up to the base rate
+ */
+warmup_steps: number
+/**
+ * Steps at the base rate
+ */
+stable_steps: number
+/**
+ * Steps down to the last rate
+ */
+decay_steps: number
+/**
+ * Shape of the fall
+ */
+decay_type?: ("linear" | "cosine" | "1-sqrt")
+/**
+ * Ratio of the first and the last rate to the base rate
+ */
+min_lr_ratio?: number
 }
 /**
  * The initial state, at step 0.

@@ -111,6 +111,18 @@ export const milestones = (description: string, minimum: number): Argument<reado
   description,
 });
 
+/** A table has at most this many rates. schedule.evaluate returns as many. */
+const MAX_TABLE_RATES = 10_000;
+
+/** Declares a list of learning rates. */
+export const rates = (description: string): Argument<readonly number[]> => ({
+  type: "array",
+  minItems: 1,
+  maxItems: MAX_TABLE_RATES,
+  items: { type: "number", minimum: 0, maximum: FLOAT32_MAX },
+  description,
+});
+
 export const flag = (description: string, initial: boolean): Argument<boolean> => ({ type: "boolean", default: initial, description });
 
 export const choice = <const C extends string>(description: string, choices: readonly C[], initial: NoInfer<C>): Argument<C> => ({

@@ -41,9 +41,9 @@ const prepareOne = (schedule: Schedule, field: string): Evaluator => {
   const definition = registry.get(schedule.name);
   if (!definition) throw new Error(`the schema let an unknown schedule pass: ${schedule.name}`);
   const given = schedule as Schedule & Readonly<Record<string, unknown>>;
-  const values = Object.fromEntries(Object.entries(definition.arguments).map(([key, { default: initial }]) => [key, given[key] ?? initial])) as Values<
-    typeof definition.arguments
-  >;
+  const values = Object.fromEntries(
+    Object.entries(definition.arguments).map(([key, { default: initial }]) => [key, given[key] === undefined ? initial : given[key]]),
+  ) as Values<typeof definition.arguments>;
   const problem = definition.check?.(values);
   if (problem) throw StepdError.mismatch("INVALID_PARAMS", `${field}${problem.field}`, problem.expected, problem.found);
   return definition.prepare(values, { field, nested: (inner, path) => prepareOne(inner, `${field}${path}`) });

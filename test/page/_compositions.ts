@@ -1,6 +1,5 @@
-/** Composes schedules as the Schedules panel does: each schedule alone, and two sequences. */
-import { initialValues, type Part } from "../../page/schedules/compose.ts";
-import { registry } from "../../src/schedules/registry.ts";
+/** Composes schedules as the Schedules panel does: each schedule that torch has alone, and two sequences. */
+import { initialValues, type Part, TORCH_CLASSES } from "../../page/schedules/compose.ts";
 
 export const RATE = 0.01;
 const STEPS = 40;
@@ -8,7 +7,7 @@ const STEPS = 40;
 export const part = (name: string, steps = STEPS): Part => ({ id: 0, name, steps, values: initialValues(name, steps, RATE) });
 
 export const compositions: readonly (readonly Part[])[] = [
-  ...[...registry.keys()].filter((name) => name !== "sequence").map((name) => [part(name)]),
+  ...Object.keys(TORCH_CLASSES).map((name) => [part(name)]),
   [part("linear", 10), part("cosine", 30)],
   [part("constant", 5), part("exponential", 20), part("polynomial", 15)],
 ];

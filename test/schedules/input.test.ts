@@ -44,6 +44,11 @@ const valid: Readonly<Record<string, Fields>> = {
   cosine_warm_restarts: { T_0: 10 },
   one_cycle: { max_lr: 1, total_steps: 10 },
   cyclic: { base_lr: 0.1, max_lr: 1 },
+  inverse_sqrt: {},
+  warmup_cosine: { warmup_steps: 2, total_steps: 10 },
+  warmup_stable_decay: { warmup_steps: 2, stable_steps: 3, decay_steps: 4 },
+  table: { lrs: [0.1, 0.2] },
+  chained: { schedules: [{ name: "constant" }, { name: "linear" }] },
   sequence: { schedules: [{ name: "constant" }, { name: "linear" }], milestones: [4] },
 };
 
@@ -111,7 +116,7 @@ const refused: Readonly<Record<string, readonly [Fields, string, string]>> = {
   "a schedule without a name": [{ schedule: {} }, "/schedule/name", "none"],
   "a name that is a number": [{ schedule: { name: 3 } }, "/schedule/name", "found 3"],
   "a name with a letter too few": [{ schedule: { name: "cosin" } }, "/schedule/name", "the nearest is cosine)"],
-  "torch's class name": [{ schedule: { name: "OneCycleLR" } }, "/schedule/name", "one of constant, cosine"],
+  "torch's class name": [{ schedule: { name: "OneCycleLR" } }, "/schedule/name", "one of chained, constant, cosine"],
   "a field of another schedule": [{ schedule: { name: "exponential", gamma: 1, step_size: 3 } }, "/schedule/step_size", "a known field (one of name, gamma)"],
   "T_0 0": [{ schedule: { name: "cosine_warm_restarts", T_0: 0 } }, "/schedule/T_0", "at least 1, found 0"],
   "T_mult 0": [{ schedule: { name: "cosine_warm_restarts", T_0: 1, T_mult: 0 } }, "/schedule/T_mult", "at least 1, found 0"],
@@ -161,6 +166,18 @@ const refused: Readonly<Record<string, readonly [Fields, string, string]>> = {
     "/schedule/milestones",
     "2 milestones, one fewer than schedules, found 1",
   ],
+  "a warm-up as long as the schedule": [
+    { schedule: { name: "warmup_cosine", warmup_steps: 10, total_steps: 10 } },
+    "/schedule/warmup_steps",
+    "less than total_steps, 10",
+  ],
+  "a schedule that sets the rate, chained": [
+    { schedule: { name: "chained", schedules: [{ name: "linear" }, { name: "one_cycle", max_lr: 1, total_steps: 10 }] } },
+    "/schedule/schedules/1",
+    "multiplies the base rate",
+  ],
+  "a table without rates": [{ schedule: { name: "table", lrs: [] } }, "/schedule/lrs", "at least 1 items"],
+  "a negative rate in a table": [{ schedule: { name: "table", lrs: [0.1, -1] } }, "/schedule/lrs/1", "at least 0"],
   "a sequence of nothing": [{ schedule: { name: "sequence", schedules: [], milestones: [] } }, "/schedule/schedules", "at least 1 items"],
   "a part with an unknown name": [
     { schedule: { name: "sequence", schedules: [{ name: "linear" }, { name: "cosinus" }], milestones: [4] } },

@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { after, before, test } from "node:test";
+import { registry } from "../../src/schedules/registry.ts";
 import { TestService } from "../support/service.ts";
 
 interface Case {
@@ -63,12 +64,39 @@ const TRANSLATIONS: Readonly<Record<string, (args: never, lr: number) => Express
       schedules: [
         { name: "linear", start_factor: args.init_value / args.peak_value, total_iters: args.warmup_steps },
         { name: "cosine", T_max: args.decay_steps - args.warmup_steps, eta_min: args.end_value },
-        { name: "constant", factor: args.end_value / args.peak_value, total_iters: Number.MAX_SAFE_INTEGER },
+        { name: "constant", factor: args.end_value / args.peak_value, total_iters: null },
       ],
       milestones: [args.warmup_steps, args.decay_steps],
     },
     lr: args.peak_value,
   }),
+  ChainedScheduler: ({ schedulers }: { schedulers: { scheduler: string; args: object }[] }, lr) => ({
+    schedule: { name: "chained", schedules: schedulers.map(({ scheduler, args }) => ({ name: TORCH[scheduler], ...args })) },
+    lr,
+  }),
+  "transformers.get_inverse_sqrt_schedule": (args: { num_warmup_steps: number; timescale: number | null }, lr) => ({
+    schedule: { name: "inverse_sqrt", warmup_steps: args.num_warmup_steps, timescale: args.timescale },
+    lr,
+  }),
+  "transformers.get_cosine_schedule_with_warmup": (args: { num_warmup_steps: number; num_training_steps: number }, lr) => ({
+    schedule: { name: "warmup_cosine", warmup_steps: args.num_warmup_steps, total_steps: args.num_training_steps },
+    lr,
+  }),
+  "transformers.get_wsd_schedule": (
+    args: { num_warmup_steps: number; num_stable_steps: number; num_decay_steps: number; decay_type: string; min_lr_ratio: number },
+    lr,
+  ) => ({
+    schedule: {
+      name: "warmup_stable_decay",
+      warmup_steps: args.num_warmup_steps,
+      stable_steps: args.num_stable_steps,
+      decay_steps: args.num_decay_steps,
+      decay_type: args.decay_type,
+      min_lr_ratio: args.min_lr_ratio,
+    },
+    lr,
+  }),
+  LambdaLR: ({ factors }: { factors: number[] }, lr) => ({ schedule: { name: "table", lrs: factors.map((factor) => lr * factor) }, lr: 1 }),
   "optax.linear_schedule": (args: { init_value: number; end_value: number; transition_steps: number }) => ({
     schedule: { name: "linear", start_factor: 1, end_factor: args.end_value / args.init_value, total_iters: args.transition_steps },
     lr: args.init_value,
@@ -118,7 +146,7 @@ for (const given of cases.filter(({ metrics }) => !metrics)) {
 test("ReduceLROnPlateau is left to the caller, because it needs a metric", async () => {
   const plateau = cases.find(({ metrics }) => metrics);
   assert.equal(plateau?.scheduler, "ReduceLROnPlateau");
-  await assert.rejects(service.call("schedule.evaluate", { schedule: { name: "plateau" } }), { message: /one of constant, .*found "plateau"/ });
+  await assert.rejects(service.call("schedule.evaluate", { schedule: { name: "plateau" } }), { message: /one of chained, constant, .*found "plateau"/ });
   // The caller computes each lr from its metric. A constant schedule with factor 1 returns the lr unchanged.
   for (const lr of new Set(plateau.lrs)) {
     assert.deepEqual(await service.call("schedule.evaluate", { schedule: { name: "constant", factor: 1 }, lr, from: 17 }), { lrs: [lr] });
@@ -127,5 +155,13 @@ test("ReduceLROnPlateau is left to the caller, because it needs a metric", async
 
 test("every schedule has a vector", () => {
   const named = new Set(cases.map(express).flatMap((call) => [...JSON.stringify(call ?? {}).matchAll(/"name":"(\w+)"/g)].map(([, name]) => name)));
-  assert.deepEqual([...named].sort(), [...Object.values(TORCH), "sequence"].sort());
+  assert.deepEqual([...named].sort(), [...registry.keys()].sort());
+});
+
+test("warmup_cosine has the rates of optax, too", async () => {
+  const given = cases.find(({ scheduler }) => scheduler === "optax.warmup_cosine_decay_schedule") as Case;
+  const { init_value, peak_value, warmup_steps, decay_steps, end_value } = given.args as Record<string, number>;
+  const schedule = { name: "warmup_cosine", warmup_steps, total_steps: decay_steps, start_factor: Number(init_value) / Number(peak_value), eta_min: end_value };
+  const { lrs } = await service.call<Reply>("schedule.evaluate", { schedule, lr: peak_value, count: given.lrs.length });
+  requireClose(lrs, given.lrs, "lr");
 });

@@ -6,6 +6,20 @@ export type Given = Schedule & Readonly<Record<string, unknown>>;
 /** An example of each schedule, in each of its modes. */
 export const examples: readonly Given[] = [
   { name: "constant" },
+  { name: "constant", factor: 0.25, total_iters: null },
+  { name: "inverse_sqrt", warmup_steps: 13 },
+  { name: "inverse_sqrt", timescale: 50 },
+  { name: "warmup_cosine", warmup_steps: 13, total_steps: 90, start_factor: 0.1, eta_min: 1e-4 },
+  { name: "warmup_stable_decay", warmup_steps: 9, stable_steps: 20, decay_steps: 60, min_lr_ratio: 0.01 },
+  { name: "warmup_stable_decay", warmup_steps: 0, stable_steps: 0, decay_steps: 60, decay_type: "1-sqrt" },
+  {
+    name: "chained",
+    schedules: [
+      { name: "constant", factor: 0.5, total_iters: 20 },
+      { name: "exponential", gamma: 0.99 },
+    ],
+  },
+  { name: "table", lrs: [0.5, 0.25, 0.125, 0] },
   { name: "step", step_size: 7 },
   { name: "multistep", milestones: [3, 9, 9, 40] },
   { name: "exponential", gamma: 0.997 },

@@ -1,6 +1,7 @@
 """Records learning rates of torch's and optax's schedules, in float64."""
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -85,6 +86,62 @@ TORCH: list[Schedule] = [
     ),
 ]
 
+CHAINED: list[Schedule] = [
+    (
+        "ChainedScheduler",
+        {
+            "schedulers": [
+                {
+                    "scheduler": "ConstantLR",
+                    "args": {"factor": 0.1, "total_iters": 20},
+                },
+                {"scheduler": "ExponentialLR", "args": {"gamma": 0.97}},
+            ]
+        },
+        0.1,
+    ),
+    (
+        "ChainedScheduler",
+        {
+            "schedulers": [
+                {
+                    "scheduler": "LinearLR",
+                    "args": {"start_factor": 0.25, "total_iters": 30},
+                },
+                {"scheduler": "CosineAnnealingLR", "args": {"T_max": 250}},
+                {"scheduler": "StepLR", "args": {"step_size": 60, "gamma": 0.5}},
+            ]
+        },
+        0.3,
+    ),
+]
+
+#: Schedules of transformers are LambdaLR of torch with these factors.
+TRANSFORMERS: list[tuple[str, dict[str, Any]]] = [
+    ("get_inverse_sqrt_schedule", {"num_warmup_steps": 25, "timescale": None}),
+    ("get_inverse_sqrt_schedule", {"num_warmup_steps": 0, "timescale": None}),
+    ("get_inverse_sqrt_schedule", {"num_warmup_steps": 10, "timescale": 40}),
+    (
+        "get_cosine_schedule_with_warmup",
+        {"num_warmup_steps": 20, "num_training_steps": 150},
+    ),
+    *(
+        (
+            "get_wsd_schedule",
+            {
+                "num_warmup_steps": 20,
+                "num_stable_steps": 90,
+                "num_decay_steps": 60,
+                "decay_type": decay_type,
+                "min_lr_ratio": 0.05,
+            },
+        )
+        for decay_type in ("linear", "cosine", "1-sqrt")
+    ),
+]
+
+TABLE = [1.0, 0.5, 0.75, 0.1, 0.0, 0.3]
+
 PLATEAU = {
     "mode": "min",
     "factor": 0.5,
@@ -143,6 +200,51 @@ def _optimizer(lr: float) -> torch.optim.Optimizer:
     return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr, momentum=0.9)
 
 
+def _inverse_sqrt(step: int, num_warmup_steps: int, timescale: int | None) -> float:
+    if step < num_warmup_steps:
+        return step / max(1, num_warmup_steps)
+    scale = timescale or num_warmup_steps or 10_000
+    return 1 / math.sqrt((step + scale - num_warmup_steps) / scale)
+
+
+def _warmup_cosine(step: int, num_warmup_steps: int, num_training_steps: int) -> float:
+    if step < num_warmup_steps:
+        return step / max(1, num_warmup_steps)
+    progress = (step - num_warmup_steps) / max(1, num_training_steps - num_warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * min(progress, 1)))
+
+
+def _warmup_stable_decay(
+    step: int,
+    num_warmup_steps: int,
+    num_stable_steps: int,
+    num_decay_steps: int,
+    decay_type: str,
+    min_lr_ratio: float,
+) -> float:
+    if step < num_warmup_steps:
+        factor = step / max(1, num_warmup_steps)
+    elif step < num_warmup_steps + num_stable_steps:
+        factor = 1.0
+    elif step < num_warmup_steps + num_stable_steps + num_decay_steps:
+        progress = (step - num_warmup_steps - num_stable_steps) / num_decay_steps
+        factor = {
+            "linear": 1 - progress,
+            "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
+            "1-sqrt": 1 - math.sqrt(progress),
+        }[decay_type]
+    else:
+        factor = 0.0
+    return factor * (1 - min_lr_ratio) + min_lr_ratio
+
+
+FACTORS: Mapping[str, Callable[..., float]] = {
+    "get_inverse_sqrt_schedule": _inverse_sqrt,
+    "get_cosine_schedule_with_warmup": _warmup_cosine,
+    "get_wsd_schedule": _warmup_stable_decay,
+}
+
+
 def _scheduler(
     name: str, args: Mapping[str, Any], optimizer: torch.optim.Optimizer
 ) -> Any:
@@ -152,6 +254,22 @@ def _scheduler(
             for part in args["schedulers"]
         ]
         return lr_scheduler.SequentialLR(optimizer, parts, args["milestones"])
+    if name == "ChainedScheduler":
+        return lr_scheduler.ChainedScheduler(
+            [
+                _scheduler(part["scheduler"], part["args"], optimizer)
+                for part in args["schedulers"]
+            ],
+            optimizer,
+        )
+    if name == "LambdaLR":
+        factors = args["factors"]
+        return lr_scheduler.LambdaLR(
+            optimizer, lambda step: factors[min(step, len(factors) - 1)]
+        )
+    if name.startswith("transformers."):
+        factor = FACTORS[name.removeprefix("transformers.")]
+        return lr_scheduler.LambdaLR(optimizer, lambda step: factor(step, **args))
     return getattr(lr_scheduler, name)(optimizer, **args)
 
 
@@ -229,6 +347,11 @@ def _cases() -> Iterator[dict[str, Any]]:
     yield _torch("ReduceLROnPlateau", PLATEAU, 0.1, metrics)
     for name, args in OPTAX:
         yield _optax(name, args)
+    for name, args, lr in CHAINED:
+        yield _torch(name, args, lr)
+    for name, args in TRANSFORMERS:
+        yield _torch(f"transformers.{name}", args, 0.1)
+    yield _torch("LambdaLR", {"factors": TABLE}, 0.1)
 
 
 if __name__ == "__main__":

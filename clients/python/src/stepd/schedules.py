@@ -8,31 +8,54 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 __all__ = [
+    "chained",
     "constant",
     "cosine",
     "cosine_warm_restarts",
     "cyclic",
     "exponential",
+    "inverse_sqrt",
     "linear",
     "multistep",
     "one_cycle",
     "polynomial",
     "sequence",
     "step",
+    "table",
+    "warmup_cosine",
+    "warmup_stable_decay",
 ]
+
+
+def chained(
+    *,
+    schedules: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """ChainedSchedule.
+
+    lr_t = lr times the factors of all schedules at step t; a factor is the schedule's
+    rate divided by lr.
+
+    schedules: Schedules that multiply the base rate: all but one_cycle and cyclic,
+        which set it.
+    """
+    return {
+        "name": "chained",
+        "schedules": schedules,
+    }
 
 
 def constant(
     *,
     factor: float = 0.3333333333333333,
-    total_iters: int = 5,
+    total_iters: int | None = 5,
 ) -> dict[str, Any]:
     """ConstantSchedule.
 
-    lr_t = lr * factor for t < total_iters, then lr.
+    lr_t = lr * factor for t < total_iters, or always if it is null, then lr.
 
     factor: Factor of the base rate before step total_iters.
-    total_iters: Number of steps with the factor.
+    total_iters: Number of steps with the factor; null is all steps.
     """
     return {
         "name": "constant",
@@ -139,6 +162,27 @@ def exponential(
     return {
         "name": "exponential",
         "gamma": gamma,
+    }
+
+
+def inverse_sqrt(
+    *,
+    warmup_steps: int = 0,
+    timescale: int | None = None,
+) -> dict[str, Any]:
+    """InverseSqrtSchedule.
+
+    lr_t = lr * t / warmup_steps for t < warmup_steps, then lr / sqrt((t - warmup_steps
+    + timescale) / timescale).
+
+    warmup_steps: Steps from 0 to the base rate.
+    timescale: Steps that divide the rate by the root of 2, after the warm-up; null
+        is warmup_steps, or 10,000 without a warm-up.
+    """
+    return {
+        "name": "inverse_sqrt",
+        "warmup_steps": warmup_steps,
+        "timescale": timescale,
     }
 
 
@@ -288,4 +332,77 @@ def step(
         "name": "step",
         "step_size": step_size,
         "gamma": gamma,
+    }
+
+
+def table(
+    *,
+    lrs: Sequence[float],
+) -> dict[str, Any]:
+    """TableSchedule.
+
+    lr_t = lrs[min(t, length - 1)].
+
+    lrs: The rates of the steps, from the first one; later steps have the last rate.
+    """
+    return {
+        "name": "table",
+        "lrs": lrs,
+    }
+
+
+def warmup_cosine(
+    *,
+    warmup_steps: int,
+    total_steps: int,
+    start_factor: float = 0,
+    eta_min: float = 0,
+) -> dict[str, Any]:
+    """WarmupCosineSchedule.
+
+    lr_t = lr times a line from start_factor to 1 in warmup_steps steps, then eta_min +
+    (lr - eta_min) * (1 + cos(pi * (t - warmup_steps) / (total_steps - warmup_steps))) /
+    2 up to total_steps, then eta_min.
+
+    warmup_steps: Steps up to the base rate.
+    total_steps: Steps up to eta_min, the warm-up included.
+    start_factor: Factor of the base rate in the first step.
+    eta_min: The lowest rate.
+    """
+    return {
+        "name": "warmup_cosine",
+        "warmup_steps": warmup_steps,
+        "total_steps": total_steps,
+        "start_factor": start_factor,
+        "eta_min": eta_min,
+    }
+
+
+def warmup_stable_decay(
+    *,
+    warmup_steps: int,
+    stable_steps: int,
+    decay_steps: int,
+    decay_type: Literal["linear", "cosine", "1-sqrt"] = "cosine",
+    min_lr_ratio: float = 0,
+) -> dict[str, Any]:
+    """WarmupStableDecaySchedule.
+
+    lr_t = lr times a line from min_lr_ratio to 1 in warmup_steps steps, then lr for
+    stable_steps, then down to lr * min_lr_ratio in decay_steps by 1 - x, (1 + cos(pi *
+    x)) / 2 or 1 - sqrt(x).
+
+    warmup_steps: Steps up to the base rate.
+    stable_steps: Steps at the base rate.
+    decay_steps: Steps down to the last rate.
+    decay_type: Shape of the fall.
+    min_lr_ratio: Ratio of the first and the last rate to the base rate.
+    """
+    return {
+        "name": "warmup_stable_decay",
+        "warmup_steps": warmup_steps,
+        "stable_steps": stable_steps,
+        "decay_steps": decay_steps,
+        "decay_type": decay_type,
+        "min_lr_ratio": min_lr_ratio,
     }

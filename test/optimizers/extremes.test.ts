@@ -58,6 +58,9 @@ suite("results are finite with hyperparameters at the ends of their range", () =
     { name: "lars", lr: 0, trust_coefficient: 0, trust_clip: true, always_adapt: true },
     { name: "lars", eps: 0, always_adapt: true, trust_denominator: "decayed_grad" },
     { name: "lion", betas: [0, 0], caution: true },
+    { name: "schedule_free_adamw", lr: 0 },
+    { name: "schedule_free_adamw", betas: [0.5, 0], r: 8, weight_lr_power: 4 },
+    { name: "schedule_free_sgd", momentum: 1, warmup_steps: 3e38, weight_lr_power: 0 },
   ];
   for (const optimizer of ends) {
     test(JSON.stringify(optimizer), async () => {

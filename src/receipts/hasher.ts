@@ -27,7 +27,13 @@ export class Hasher implements AsyncDisposable {
     this.#pool ??= this.#start();
     // A message shares views of the arena, but it copies the whole buffer of any other view. So other pieces get buffers of their own.
     const sent = pieces.map((piece) => (piece.buffer instanceof SharedArrayBuffer ? asPlainView(piece) : new Uint8Array(piece)));
-    return (await this.#pool).run(sent);
+    // A thread of tinypool keeps no process alive, even while it works. In a command, nothing else does.
+    const keepAlive = setInterval(() => {}, IDLE_MS);
+    try {
+      return await (await this.#pool).run(sent);
+    } finally {
+      clearInterval(keepAlive);
+    }
   }
 
   async #start(): Promise<Tinypool> {

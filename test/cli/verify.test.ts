@@ -133,6 +133,17 @@ test("another process with other workers and without AVX verifies a run", async 
   assert.match(stdout, /^repeated: 5 lines\nverified$/m);
 });
 
+test("a command hashes large blobs on another thread, and waits for them", async () => {
+  const folder = new LedgerFolder();
+  const shapes = { w: [40_000] };
+  const [params, grads] = [writeTensors(startParams(shapes)), writeTensors(gradsAt(shapes, 0))];
+  folder.store(params, grads);
+  folder.append((await service.call<Reply>("optimizer.step", { optimizer, params, grads, receipt: true })).receipt);
+  const { code, stdout, stderr } = await stepd("verify", folder.ledger, "--blobs", folder.blobs, "--arena-mib", "16");
+  assert.equal(code, 0, stdout + stderr);
+  assert.match(stdout, /^repeated: 1 line\nverified$/m);
+});
+
 test("gradients and the first parameters are enough, and a sample repeats some lines", async () => {
   const folder = new LedgerFolder(honest);
   const needed = folder.lines().flatMap(({ inputs }, index) => (index === 0 ? Object.values(inputs) : (inputs["grads"] as string)));

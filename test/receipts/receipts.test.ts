@@ -178,3 +178,12 @@ test("a failed call leaves the server as it was", async () => {
   await assert.rejects(step({ params, grads }));
   assert.equal((await step({ params, grads: writeTensors(gradsAt(LARGE, 0)) })).receipt.step, 1);
 });
+
+test("a server does not start with a file that is no private Ed25519 key", async () => {
+  const rsa = join(folder, "rsa.pem");
+  writeFileSync(rsa, generateKeyPairSync("rsa", { modulusLength: 1024 }).privateKey.export({ type: "pkcs8", format: "pem" }));
+  const publicFile = join(folder, "public.pem");
+  writeFileSync(publicFile, publicKey.export({ type: "spki", format: "pem" }));
+  for (const file of [rsa, publicFile, join(folder, "none.pem")])
+    await assert.rejects(TestService.start({ STEPD_RECEIPT_KEY_FILE: file }), /STEPD_RECEIPT_KEY_FILE: (expected a private Ed25519 key in PEM|ENOENT)/);
+});

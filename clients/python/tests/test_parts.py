@@ -197,13 +197,15 @@ def test_a_failed_part_loses_nothing(client: stepd.Client, caching: Server) -> N
     assert all(np.array_equal(again.params[name], one.params[name]) for name in SIZES)
 
 
-def test_parts_grow_with_the_round_trip() -> None:
+def test_parts_grow_with_the_round_trip_and_the_rate() -> None:
     with stepd.Client("http://stepd.example") as client:
         client._transport.round_trip = 0.05
         client._observe(64 * 2**20, 0.5)
-        assert client._part_bytes == int(0.05 * 4 * 128 * 2**20)
+        assert 25 * 2**20 < client._part_bytes < 32 * 2**20
         assert client._part_limit(2**30) == client._part_bytes
         assert client._part_limit(16 * 2**20) == 4 * 2**20
         client._transport.round_trip = 1e-4
-        client._observe(64 * 2**20, 0.5)
+        client._observe(256 * 2**20, 0.25)
+        assert 12 * 2**20 < client._part_bytes < 14 * 2**20
+        client._observe(32 * 2**20, 1.0)
         assert client._part_bytes == 2**20

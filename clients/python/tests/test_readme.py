@@ -66,3 +66,44 @@ def test_examples_of_the_repository(server: Server) -> None:
     state = names["transformation"].init(params)
     updates, _ = jax.jit(names["transformation"].update)(params, state, params)
     assert np.allclose(updates["w"], -1e-3, rtol=0.02)
+
+
+RECIPES = sorted(
+    path
+    for path in (ROOT / "docs/recipes").glob("*.md")
+    if "```python" in path.read_text()
+)
+
+
+def test_every_recipe_is_found() -> None:
+    assert len(RECIPES) >= 6
+
+
+# A short program leaves its connections to the end of the process.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("recipe", RECIPES, ids=[path.stem for path in RECIPES])
+def test_recipes(
+    recipe: pathlib.Path,
+    server: Server,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": recipe.stem}
+    for block in python_blocks(recipe):
+        code = re.sub(r"http://127\.0\.0\.1:80\d\d", server.url, block)
+        exec(compile(code, str(recipe), "exec"), names)
+    if recipe.stem == "decay":
+        assert [g["weight_decay"] for g in names["optimizer"].param_groups] == [0.1, 0]
+    if recipe.stem == "schedule":
+        torch_rate = names["scheduler"].get_last_lr()[0]
+        rates = names["client"].evaluate_schedule(
+            names["schedule"], lr=1e-3, count=4
+        )["lrs"]
+        assert np.isclose(rates[3], torch_rate, rtol=1e-9)
+        assert np.isclose(names["result"].lr, rates[2], rtol=1e-6)
+    if recipe.stem == "torch-checkpoint":
+        steps = [slots["step"] for slots in names["adamw"].state.values()]
+        assert steps == [4, 4]
+    if recipe.stem == "mixed-precision":
+        assert names["master"].dtype == torch.float32

@@ -6,7 +6,8 @@ interface Item {
   readonly items?: Item[];
 }
 
-const page = (text: string, link: string): Item => ({ text, link });
+/** An item of a Markdown file. A README is the page of its folder. */
+const page = (text: string, file: string): Item => ({ text, link: file.replace(/README\.md$/, "") });
 
 export const sidebar: Item[] = [
   page("stepd in a page", "/README.md"),
@@ -76,6 +77,7 @@ export const sidebar: Item[] = [
     items: [
       page("Request lifecycle", "/docs/request-lifecycle.md"),
       page("Determinism", "/docs/determinism.md"),
+      page("Audit", "/docs/audit.md"),
       page("Performance", "/docs/performance.md"),
       page("Adam's improvements, measured", "/docs/adam-improvements.md"),
       {

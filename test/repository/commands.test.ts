@@ -49,6 +49,7 @@ const BLOCKS: Readonly<Record<string, readonly (readonly [begin: string, how: ty
   "clients/typescript/README.md": [["npm install --prefix", by("clients/typescript/test/package.test.ts")]],
   "docs/adam-improvements.md": [["npm ci", by("test/examples/adam-improvements.test.ts")]],
   "docs/adding-an-optimizer.md": [["npm run generate", by("test/repository/documentation.test.ts")]],
+  "docs/audit.md": [["npx stepd verify", by("test/examples/audit.test.ts")]],
   "docs/cli.md": [
     ["npx stepd COMMAND", by("test/cli/documentation.test.ts")],
     ["stepd serve", by("test/cli/documentation.test.ts")],
@@ -148,7 +149,8 @@ test("the three replicas of the recipe start, answer and stop", async () => {
   const [start = "", stop = ""] = blocksOf("docs/recipes/three-replicas.md");
   const ports = await freePorts(3);
   const ready = ports.map((port) => `curl -sS --fail --retry 120 --retry-delay 1 --retry-all-errors 127.0.0.1:${port}/health/ready`).join("\n");
-  const script = `${start.replace("8081 8082 8083", ports.join(" "))}\n{ ${ready.replaceAll("\n", "; ")}; } >&2\n${stop}\nwait\necho stopped`;
+  // A failure must not leave servers behind, which would keep the pipes of the script open.
+  const script = `trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n${start.replace("8081 8082 8083", ports.join(" "))}\n{ ${ready.replaceAll("\n", "; ")}; } >&2\n${stop}\nwait\necho stopped`;
   const { code, out, log } = await bash(script);
   assert.equal(code, 0, log);
   assert.match(out, /stopped\n$/);

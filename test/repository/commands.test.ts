@@ -56,6 +56,7 @@ const BLOCKS: Readonly<Record<string, readonly (readonly [begin: string, how: ty
     ["$ stepd inspect", by("test/cli/documentation.test.ts")],
     ["stepd convert", by("test/cli/documentation.test.ts")],
     ["$ stepd plan", by("test/cli/documentation.test.ts")],
+    ["npx stepd verify", by("test/examples/audit.test.ts")],
     ["stepd bench", by("test/cli/bench.test.ts")],
   ],
   "docs/container.md": [

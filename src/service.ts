@@ -91,7 +91,7 @@ export class Service implements AsyncDisposable {
     const tokens = config.tokensFile === "" ? undefined : this.#watches.use(readTokens(config.tokensFile, telemetry));
     const folder = config.sharedDir === "" ? undefined : openFolder(config.sharedDir);
     const key = config.receiptKeyFile === "" ? undefined : readReceiptKey(config.receiptKeyFile);
-    this.#hasher = new Hasher(pool.workers);
+    this.#hasher = new Hasher(arena.memory, pool.workers);
     const cache = config.cacheMib === 0 ? undefined : new ResultCache(arena, Math.min(config.cacheMib * MIB, arena.capacity));
     const callers = new Callers(limits);
     const http = {

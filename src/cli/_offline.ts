@@ -22,7 +22,7 @@ export class Offline implements AsyncDisposable {
   private constructor(arena: Arena, pool: Pool) {
     this.arena = arena;
     this.#pool = pool;
-    this.#hasher = new Hasher(pool.workers);
+    this.#hasher = new Hasher(arena.memory, pool.workers);
     this.#rpc = new Rpc("", {
       engine: new Engine(pool, arena.capacity),
       blobs: () => new Blobs(undefined, undefined, undefined),

@@ -1,6 +1,6 @@
 /** Computes SHA-256 digests beside the main thread. Its threads start with the first large blob and end when they have no work. */
 import type { Tinypool } from "tinypool";
-import hash from "./_hash-worker.ts";
+import hash, { type HashTask } from "./_hash-worker.ts";
 
 /** Smaller blobs are hashed on the calling thread, in about 0.1 ms. */
 const MIN_THREAD_BYTES = 2 ** 17;
@@ -12,25 +12,31 @@ const MAX_THREADS = 3;
 const IDLE_MS = 30_000;
 
 export class Hasher implements AsyncDisposable {
+  readonly #memory: WebAssembly.Memory;
   readonly #maxThreads: number;
   #pool: Promise<Tinypool> | undefined;
 
-  /** `processors` bounds the number of threads. */
-  constructor(processors: number) {
+  /** `memory` is the arena. `processors` bounds the number of threads. */
+  constructor(memory: WebAssembly.Memory, processors: number) {
+    this.#memory = memory;
     this.#maxThreads = Math.max(1, Math.min(processors, MAX_THREADS));
   }
 
   /** Returns the digest of a blob in hexadecimal. The pieces must not change meanwhile. */
   async sha256(pieces: readonly Uint8Array[]): Promise<string> {
     const length = pieces.reduce((sum, piece) => sum + piece.length, 0);
-    if (length < MIN_THREAD_BYTES) return hash(pieces);
+    const memory = this.#memory;
+    if (length < MIN_THREAD_BYTES) return hash({ memory, pieces });
     this.#pool ??= this.#start();
-    // A message shares views of the arena, but it copies the whole buffer of any other view. So other pieces get buffers of their own.
-    const sent = pieces.map((piece) => (piece.buffer instanceof SharedArrayBuffer ? asPlainView(piece) : new Uint8Array(piece)));
+    // V8 cannot send a view of an arena of 4 GiB, but its memory. It would copy the whole buffer of any other view, so these are copied.
+    const task: HashTask = {
+      memory,
+      pieces: pieces.map((piece) => (piece.buffer === memory.buffer ? { start: piece.byteOffset, length: piece.length } : new Uint8Array(piece))),
+    };
     // A thread of tinypool keeps no process alive, even while it works. In a command, nothing else does.
     const keepAlive = setInterval(() => {}, IDLE_MS);
     try {
-      return await (await this.#pool).run(sent);
+      return await (await this.#pool).run(task);
     } finally {
       clearInterval(keepAlive);
     }
@@ -46,5 +52,3 @@ export class Hasher implements AsyncDisposable {
     await (await this.#pool)?.destroy();
   }
 }
-
-const asPlainView = ({ buffer, byteOffset, length }: Uint8Array): Uint8Array => new Uint8Array(buffer, byteOffset, length);

@@ -133,13 +133,13 @@ test("another process with other workers and without AVX verifies a run", async 
   assert.match(stdout, /^repeated: 5 lines\nverified$/m);
 });
 
-test("a command hashes large blobs on another thread, and waits for them", async () => {
+test("a command with an arena of 4 GiB hashes large blobs on another thread, and waits for them", async () => {
   const folder = new LedgerFolder();
   const shapes = { w: [40_000] };
   const [params, grads] = [writeTensors(startParams(shapes)), writeTensors(gradsAt(shapes, 0))];
   folder.store(params, grads);
   folder.append((await service.call<Reply>("optimizer.step", { optimizer, params, grads, receipt: true })).receipt);
-  const { code, stdout, stderr } = await stepd("verify", folder.ledger, "--blobs", folder.blobs, "--arena-mib", "16");
+  const { code, stdout, stderr } = await stepd("verify", folder.ledger, "--blobs", folder.blobs, "--arena-mib", "4096");
   assert.equal(code, 0, stdout + stderr);
   assert.match(stdout, /^repeated: 1 line\nverified$/m);
 });

@@ -117,6 +117,7 @@ const scalarsOf = (
     if (!(slot in layout.scalars)) {
       if (value !== undefined) losses.add(`${format} has nothing that corresponds to ${slot}`, name);
     } else if (value === undefined) losses.add(`${format} needs ${slot}, which the state has only after a step of ${optimizer.name}`, name);
+    else if (layout.scalars[slot]?.[0] === "F64") entries.push(f64(keyOf(name, slot), value));
     else {
       if (Math.fround(value) !== value) losses.add(`${format} keeps ${slot} in float32: it is rounded`, name);
       entries.push(f32(keyOf(name, slot), value));

@@ -32,11 +32,11 @@ const sameNames = (slots: readonly string[]): StorageLayout["slots"] => new Map(
 
 /** Returns the layout of an optimizer's state in each format, or undefined if the format has no corresponding optimizer. */
 const layouts: Readonly<Record<ForeignFormat, (optimizer: OptimizerDefinition) => Partial<StorageLayout> | undefined>> = {
-  torch: ({ hasNoStepInTorch, allSlots, scalarSlots = {} }) => ({
+  torch: ({ hasNoStepInTorch, hasDoubleScalars, allSlots, scalarSlots = {} }) => ({
     slots: sameNames(allSlots),
     scalars: {
       ...(!hasNoStepInTorch && { step: ["F32", "F64", "I64"] }),
-      ...Object.fromEntries(Object.keys(scalarSlots).map((slot) => [slot, ["F32", "F64"]])),
+      ...Object.fromEntries(Object.keys(scalarSlots).map((slot) => [slot, hasDoubleScalars ? ["F64", "F32"] : ["F32", "F64"]])),
     },
   }),
   qhoptim: ({ family }) => {

@@ -149,6 +149,8 @@ export interface OptimizerDefinition<H extends Hyperparameters = Hyperparameters
   initial?(values: Values<H>): Readonly<Record<string, number>>;
   /** The slots with one float64 number per tensor, and their initial values. */
   readonly scalarSlots?: Readonly<Record<string, number>>;
+  /** True if the peer keeps the scalar slots in float64. torch keeps NAdam's product in float32. */
+  readonly hasDoubleScalars?: true;
   /** Computes the values of the scalar slots after this step. */
   nextScalarSlots?(values: Values<H>, context: StepContext): Readonly<Record<string, number>>;
   /** Checks a combination of hyperparameters that are valid by themselves. Returns the parts of an error, or undefined. */

@@ -51,6 +51,7 @@ export const averagingScalars = (values: AveragingValues, beta: number, context:
 export const averagingSlots = {
   lateSlots: [],
   scalarSlots: { lr_max: 0, weight_sum: 0 },
+  hasDoubleScalars: true,
   nextScalarSlots: (values: AveragingValues, context: StepContext) => {
     const { lr_max, weight_sum } = averageOf(values, context);
     return { lr_max, weight_sum };

@@ -76,7 +76,8 @@ export const peerState = (testCase: Case, count: number, names: readonly string[
   for (const [name, slots] of Object.entries(testCase.steps[count - 1]?.f32.state ?? {})) {
     const keyOf = (slot: string): string => (format === "optax" ? `${OPTAX[slot]}/${name}` : `state.${names.indexOf(name)}.${slot}`);
     for (const [slot, raw] of Object.entries(slots)) {
-      if (raw === null) continue;
+      // x is the average that schedulefree computes from its state.
+      if (raw === null || slot === "x") continue;
       if (slot === "step") {
         if (format === "optax") entries["count"] = scalar("I32", raw as number);
         else entries[keyOf(slot)] = scalar("F32", raw as number);

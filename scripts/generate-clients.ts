@@ -79,7 +79,14 @@ interface Branch {
   readonly properties: { readonly name: { readonly const: string } } & Readonly<Record<string, Property>>;
 }
 
-const PYTHON_TYPES: Readonly<Record<string, string>> = { number: "float", integer: "int", boolean: "bool", string: "str", null: "None" };
+const PYTHON_TYPES: Readonly<Record<string, string>> = {
+  number: "float",
+  integer: "int",
+  boolean: "bool",
+  string: "str",
+  null: "None",
+  object: "Mapping[str, Any]",
+};
 
 const typeOf = ({ type, enum: values, items }: Property): string => {
   if (values) return `Literal[${values.map((value) => JSON.stringify(value)).join(", ")}]`;

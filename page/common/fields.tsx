@@ -122,6 +122,15 @@ const Field = ({ name, property, value, onChange }: FieldProps) => {
         <input type="checkbox" checked={value === true} onChange={(event) => onChange(event.currentTarget.checked)} /> {name}
       </label>
     );
+  // An object with one number, such as ema, has a field for the number. The empty field is null.
+  const [inner, number] = Object.entries(property.properties ?? {})[0] ?? [];
+  if (inner !== undefined && number) {
+    const current = (value as Values | null | undefined)?.[inner] ?? null;
+    const own = { ...number, type: ["number", "null"], ...(property.description !== undefined && { description: property.description }) };
+    return (
+      <NumberField name={`${name}.${inner}`} property={own} value={current} onChange={(to) => onChange(typeof to === "number" ? { [inner]: to } : null)} />
+    );
+  }
   if (property.type === "array") {
     const list = Array.isArray(value) ? (value as readonly unknown[]) : [];
     if (property.minItems !== undefined && property.minItems === property.maxItems) {

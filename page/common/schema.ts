@@ -10,6 +10,7 @@ export interface Property {
   readonly exclusiveMaximum?: number;
   readonly description?: string;
   readonly items?: Property;
+  readonly properties?: Readonly<Record<string, Property>>;
   readonly minItems?: number;
   readonly maxItems?: number;
 }

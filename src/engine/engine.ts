@@ -40,7 +40,7 @@ export type { Lease } from "../arena/arena.ts";
 export { planOf } from "./plan.ts";
 export { encodeGrads, type Reduced } from "./reduce.ts";
 export type { QueueTime } from "./runner.ts";
-export { STATE_FORMAT, type State } from "./state.ts";
+export { EMA, STATE_FORMAT, type State } from "./state.ts";
 export type { StepOutput } from "./step.ts";
 export { filePieces } from "./tensors.ts";
 

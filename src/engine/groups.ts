@@ -9,6 +9,7 @@ export type OptimizerInput = Readonly<Record<string, unknown>> & { readonly name
 export const withDefaults = ({ hyperparameters }: OptimizerDefinition, given: OptimizerInput): Values<Hyperparameters> => {
   const values: Record<string, unknown> = {};
   for (const name of Object.keys(hyperparameters)) values[name] = given[name] === undefined ? hyperparameters[name]?.default : given[name];
+  values["ema"] = given["ema"] ?? null;
   return values as Values<Hyperparameters>;
 };
 

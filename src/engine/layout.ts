@@ -14,6 +14,7 @@ import { type Recipe, type RecipeInput, Recipes, type TensorOptions } from "./re
 import { type KernelCall, NEW_SLOTS, STATE, sumBytes, type Target } from "./runner.ts";
 import { type SliceOffsets, sliceOffsets } from "./slices.ts";
 import {
+  COMMON_SLOTS,
   codesOf,
   MASTER_PARAM,
   newStateHeader,
@@ -298,7 +299,7 @@ class RecipeCache {
       const expected = `${slot}/${param.name} in ${dtype}, as state_dtype ${stateDtype} stores it; state.convert changes it`;
       throw StepdError.mismatch("STATE_MISMATCH", "/state", expected, found, [param.name]);
     }
-    const newSlots = slots.filter(([slot, isNew]) => isNew && slot !== MASTER_PARAM && codesOf(slot) === undefined).map(([slot]) => slot);
+    const newSlots = slots.filter(([slot, isNew]) => isNew && !COMMON_SLOTS.includes(slot) && codesOf(slot) === undefined).map(([slot]) => slot);
     const slotsRequiredLater = newSlots.filter((slot) => !optimizer.lateSlots.includes(slot));
     const input: RecipeInput = {
       param: param.dtype,

@@ -23,7 +23,7 @@ import {
   tensorAt,
   WORKSPACE,
 } from "./runner.ts";
-import { BLOCK_ELEMENTS, codesOf, isCode, MASTER_PARAM, scaleOf, slotDtype } from "./state.ts";
+import { BLOCK_ELEMENTS, codesOf, EMA, emaDecay, isCode, MASTER_PARAM, scaleOf, slotDtype } from "./state.ts";
 
 /** A target's `offsets` list its parameter, gradient, widened gradient and slots at these indexes. */
 export const [PARAM_AT, GRAD_AT, WIDE_GRAD_AT, SLOTS_AT] = [0, 1, 2, 3] as const;
@@ -103,7 +103,7 @@ export interface Recipe extends RecipeInput {
   /** Kernel calls that copy the parameter and the slots of retained inputs to where the step overwrites them. */
   readonly copies: { readonly params: readonly KernelCall[]; readonly state: readonly KernelCall[] };
   readonly measure: Measurement | undefined;
-  /** Kernel calls that create the master copy from the parameter. */
+  /** Kernel calls that create the master copy and the average from the parameter. */
   readonly fill: readonly KernelCall[];
   /** One phase per stage of the optimizer. */
   readonly phases: readonly Phase[];
@@ -248,9 +248,16 @@ export class Recipes {
     return { calls: [...rounding, ...this.#widen(param, dtype, stored, wide), this.#call("gradient_check", dtype, [wide, sumsAt(sums)])], sums };
   }
 
+  /** Copies the parameter to its new master copy and to its new average. */
   #fill({ param, slots }: RecipeInput): readonly KernelCall[] {
-    const index = slots.findIndex(([slot, isNew]) => isNew && slot === MASTER_PARAM);
-    return index < 0 ? [] : this.#widen(param, "F32", tensorAt(PARAMS, PARAM_AT, param), tensorAt(NEW_SLOTS, SLOTS_AT + index, "F32"));
+    const dtype = slotDtype(param);
+    const stored = tensorAt(PARAMS, PARAM_AT, param);
+    return slots.flatMap(([slot, isNew], index) => {
+      if (!isNew || (slot !== MASTER_PARAM && slot !== EMA)) return [];
+      const target = tensorAt(NEW_SLOTS, SLOTS_AT + index, dtype);
+      const copy: KernelCall = { kernel: this.#kernel("copy"), operands: [stored, target], scalars: () => [bytesOf(dtype) as number] };
+      return param === dtype ? [copy] : this.#widen(param, dtype, stored, target);
+    });
   }
 
   /** Builds the calls that prepare a gradient for the first stage: unscale, check, clamp, scale. */
@@ -284,6 +291,7 @@ export class Recipes {
     const {
       param,
       slots,
+      values,
       optimizer: { moments = {} },
     } = input;
     const dtype = slotDtype(param);
@@ -312,6 +320,8 @@ export class Recipes {
       if (operand === "sums") return sumsAt(columns);
       return momentScratch.get(operand) ?? slotAt.get(operand)?.operand ?? bufferAt.get(operand) ?? absent;
     };
+    const ema = isLast ? slotAt.get(EMA) : undefined;
+    const decay = emaDecay(values);
     const step = this.#call(kernel, dtype, operands.map(operandOf), ({ context }) => scalars(context));
     return [
       ...(needsFill ? this.#widen(param, dtype, stored, wide) : []),
@@ -324,6 +334,10 @@ export class Recipes {
             ...momentCalls((moment) => ({ ...this.#narrowMoment(moment), isBlocked: true })),
           ]),
       ...(stats ? [this.#call("stats_moved", dtype, [wide, COPY_SCRATCH, sumsAt(stats, 1)])] : []),
+      // As in torch's AveragedModel, the average is the parameter itself after the first step, and after a step that creates the average.
+      ...(ema && decay !== undefined
+        ? [this.#call("ema", dtype, [wide, ema.operand], ({ context }) => [ema.isNew || context.step === 1 ? 1 : 1 - decay])]
+        : []),
       ...(isLast && param !== dtype ? [this.#narrow(param, wide, stored, master ? undefined : seed)] : []),
     ];
   }

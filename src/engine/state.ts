@@ -29,6 +29,12 @@ export const SCALAR_BYTES = 8;
 /** This slot holds the master copy: a float32 copy of a BF16 or F16 parameter. */
 export const MASTER_PARAM = "master_param";
 
+/** This slot holds the average of the parameter over its steps. */
+export const EMA = "ema";
+
+/** A parameter under any optimizer may have these slots. */
+export const COMMON_SLOTS: readonly string[] = [MASTER_PARAM, EMA];
+
 /** One parameter's part of the state. */
 export interface ParameterState {
   optimizer: OptimizerDefinition;
@@ -149,7 +155,7 @@ export const scalarSlotsOf = ({ scalarSlots = {} }: OptimizerDefinition): readon
 const knownSlots = (optimizer: OptimizerDefinition): readonly string[] => [
   ...optimizer.allSlots,
   ...Object.keys(optimizer.moments ?? {}).map(scaleOf),
-  MASTER_PARAM,
+  ...COMMON_SLOTS,
   ...scalarSlotsOf(optimizer),
   STEP,
 ];
@@ -220,7 +226,7 @@ export function* requireContinuable(
     const optimizer = optimizerOf(parameter);
     const mismatch = (expected: string, found: string): StepdError =>
       StepdError.mismatch("STATE_MISMATCH", FIELD, expected, found, isWhole ? undefined : [parameter]);
-    const hasSlots = scalars.size > 0 || slots.size > (slots.has(MASTER_PARAM) ? 1 : 0);
+    const hasSlots = scalars.size > 0 || [...slots.keys()].some((slot) => !COMMON_SLOTS.includes(slot));
     if (source.family !== optimizer.family && hasSlots) {
       const which = isWhole ? "" : ` for ${JSON.stringify(parameter)}, or none`;
       throw mismatch(`a state of ${familyOf(optimizer).join(", ")}${which}`, `a state of ${source.name}`);
@@ -262,7 +268,7 @@ export const storedDtype = (optimizer: OptimizerDefinition, stateDtype: unknown,
   return kind && stateDtype === "Q8" && isCoded(param.elements) ? codeDtype(kind) : slotDtype(param.dtype);
 };
 
-/** Lists the slots that a parameter needs, with their dtypes. They include scales, and the master copy of a BF16 or F16 parameter. */
+/** Lists the slots that a parameter needs, with their dtypes: also scales, the master copy of a BF16 or F16 parameter, and the parameter's average. */
 export const requiredSlots = (
   optimizer: OptimizerDefinition,
   values: Values<Hyperparameters>,
@@ -279,7 +285,11 @@ export const requiredSlots = (
       : [[slot, dtype]];
   }),
   ...(masterWeights && slotDtype(param.dtype) !== param.dtype ? [[MASTER_PARAM, "F32"] as const] : []),
+  ...(emaDecay(values) === undefined ? [] : [[EMA, slotDtype(param.dtype)] as const]),
 ];
+
+/** Returns the decay of the parameters' average; undefined if there is no average. */
+export const emaDecay = ({ ema }: Readonly<Record<string, unknown>>): number | undefined => (ema as { readonly decay: number } | null | undefined)?.decay;
 
 /** Returns the dtype of slots and arithmetic: F64 for F64 parameters, else F32. */
 export const slotDtype = (param: string): string => (param === "F64" ? "F64" : "F32");

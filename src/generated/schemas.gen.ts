@@ -1009,6 +1009,26 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             ],
             "default": "F32",
             "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32"
+          },
+          "ema": {
+            "type": [
+              "object",
+              "null"
+            ],
+            "default": null,
+            "required": [
+              "decay"
+            ],
+            "additionalProperties": false,
+            "properties": {
+              "decay": {
+                "type": "number",
+                "minimum": 0,
+                "maximum": 1,
+                "description": "Weight of the old average; 1 - decay is that of the new parameter"
+              }
+            },
+            "description": "Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average"
           }
         }
       },
@@ -1063,6 +1083,26 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "type": "boolean",
             "default": false,
             "description": "Go up the gradient instead of down"
+          },
+          "ema": {
+            "type": [
+              "object",
+              "null"
+            ],
+            "default": null,
+            "required": [
+              "decay"
+            ],
+            "additionalProperties": false,
+            "properties": {
+              "decay": {
+                "type": "number",
+                "minimum": 0,
+                "maximum": 1,
+                "description": "Weight of the old average; 1 - decay is that of the new parameter"
+              }
+            },
+            "description": "Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average"
           }
         }
       },
@@ -1160,6 +1200,26 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             ],
             "default": "F32",
             "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32"
+          },
+          "ema": {
+            "type": [
+              "object",
+              "null"
+            ],
+            "default": null,
+            "required": [
+              "decay"
+            ],
+            "additionalProperties": false,
+            "properties": {
+              "decay": {
+                "type": "number",
+                "minimum": 0,
+                "maximum": 1,
+                "description": "Weight of the old average; 1 - decay is that of the new parameter"
+              }
+            },
+            "description": "Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average"
           }
         }
       },
@@ -1225,6 +1285,26 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             ],
             "default": "F32",
             "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32"
+          },
+          "ema": {
+            "type": [
+              "object",
+              "null"
+            ],
+            "default": null,
+            "required": [
+              "decay"
+            ],
+            "additionalProperties": false,
+            "properties": {
+              "decay": {
+                "type": "number",
+                "minimum": 0,
+                "maximum": 1,
+                "description": "Weight of the old average; 1 - decay is that of the new parameter"
+              }
+            },
+            "description": "Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average"
           }
         }
       },
@@ -1332,6 +1412,26 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             ],
             "default": "F32",
             "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32"
+          },
+          "ema": {
+            "type": [
+              "object",
+              "null"
+            ],
+            "default": null,
+            "required": [
+              "decay"
+            ],
+            "additionalProperties": false,
+            "properties": {
+              "decay": {
+                "type": "number",
+                "minimum": 0,
+                "maximum": 1,
+                "description": "Weight of the old average; 1 - decay is that of the new parameter"
+              }
+            },
+            "description": "Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average"
           }
         }
       },
@@ -1467,6 +1567,26 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             ],
             "default": "F32",
             "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32"
+          },
+          "ema": {
+            "type": [
+              "object",
+              "null"
+            ],
+            "default": null,
+            "required": [
+              "decay"
+            ],
+            "additionalProperties": false,
+            "properties": {
+              "decay": {
+                "type": "number",
+                "minimum": 0,
+                "maximum": 1,
+                "description": "Weight of the old average; 1 - decay is that of the new parameter"
+              }
+            },
+            "description": "Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average"
           }
         }
       },
@@ -1562,6 +1682,26 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             ],
             "default": "F32",
             "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32"
+          },
+          "ema": {
+            "type": [
+              "object",
+              "null"
+            ],
+            "default": null,
+            "required": [
+              "decay"
+            ],
+            "additionalProperties": false,
+            "properties": {
+              "decay": {
+                "type": "number",
+                "minimum": 0,
+                "maximum": 1,
+                "description": "Weight of the old average; 1 - decay is that of the new parameter"
+              }
+            },
+            "description": "Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average"
           }
         }
       },
@@ -1625,6 +1765,26 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             ],
             "default": "F32",
             "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32"
+          },
+          "ema": {
+            "type": [
+              "object",
+              "null"
+            ],
+            "default": null,
+            "required": [
+              "decay"
+            ],
+            "additionalProperties": false,
+            "properties": {
+              "decay": {
+                "type": "number",
+                "minimum": 0,
+                "maximum": 1,
+                "description": "Weight of the old average; 1 - decay is that of the new parameter"
+              }
+            },
+            "description": "Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average"
           }
         }
       },
@@ -1715,6 +1875,26 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             ],
             "default": "F32",
             "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32"
+          },
+          "ema": {
+            "type": [
+              "object",
+              "null"
+            ],
+            "default": null,
+            "required": [
+              "decay"
+            ],
+            "additionalProperties": false,
+            "properties": {
+              "decay": {
+                "type": "number",
+                "minimum": 0,
+                "maximum": 1,
+                "description": "Weight of the old average; 1 - decay is that of the new parameter"
+              }
+            },
+            "description": "Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average"
           }
         }
       },
@@ -1792,6 +1972,26 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             ],
             "default": "F32",
             "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32"
+          },
+          "ema": {
+            "type": [
+              "object",
+              "null"
+            ],
+            "default": null,
+            "required": [
+              "decay"
+            ],
+            "additionalProperties": false,
+            "properties": {
+              "decay": {
+                "type": "number",
+                "minimum": 0,
+                "maximum": 1,
+                "description": "Weight of the old average; 1 - decay is that of the new parameter"
+              }
+            },
+            "description": "Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average"
           }
         }
       },
@@ -1867,6 +2067,26 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             ],
             "default": "F32",
             "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32"
+          },
+          "ema": {
+            "type": [
+              "object",
+              "null"
+            ],
+            "default": null,
+            "required": [
+              "decay"
+            ],
+            "additionalProperties": false,
+            "properties": {
+              "decay": {
+                "type": "number",
+                "minimum": 0,
+                "maximum": 1,
+                "description": "Weight of the old average; 1 - decay is that of the new parameter"
+              }
+            },
+            "description": "Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average"
           }
         }
       },
@@ -1952,6 +2172,26 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             ],
             "default": "F32",
             "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32"
+          },
+          "ema": {
+            "type": [
+              "object",
+              "null"
+            ],
+            "default": null,
+            "required": [
+              "decay"
+            ],
+            "additionalProperties": false,
+            "properties": {
+              "decay": {
+                "type": "number",
+                "minimum": 0,
+                "maximum": 1,
+                "description": "Weight of the old average; 1 - decay is that of the new parameter"
+              }
+            },
+            "description": "Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average"
           }
         }
       },
@@ -2013,6 +2253,26 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             ],
             "default": "F32",
             "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32"
+          },
+          "ema": {
+            "type": [
+              "object",
+              "null"
+            ],
+            "default": null,
+            "required": [
+              "decay"
+            ],
+            "additionalProperties": false,
+            "properties": {
+              "decay": {
+                "type": "number",
+                "minimum": 0,
+                "maximum": 1,
+                "description": "Weight of the old average; 1 - decay is that of the new parameter"
+              }
+            },
+            "description": "Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average"
           }
         }
       },
@@ -2083,6 +2343,26 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             ],
             "default": "F32",
             "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32"
+          },
+          "ema": {
+            "type": [
+              "object",
+              "null"
+            ],
+            "default": null,
+            "required": [
+              "decay"
+            ],
+            "additionalProperties": false,
+            "properties": {
+              "decay": {
+                "type": "number",
+                "minimum": 0,
+                "maximum": 1,
+                "description": "Weight of the old average; 1 - decay is that of the new parameter"
+              }
+            },
+            "description": "Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average"
           }
         }
       },
@@ -2159,6 +2439,26 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             ],
             "default": "F32",
             "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32"
+          },
+          "ema": {
+            "type": [
+              "object",
+              "null"
+            ],
+            "default": null,
+            "required": [
+              "decay"
+            ],
+            "additionalProperties": false,
+            "properties": {
+              "decay": {
+                "type": "number",
+                "minimum": 0,
+                "maximum": 1,
+                "description": "Weight of the old average; 1 - decay is that of the new parameter"
+              }
+            },
+            "description": "Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average"
           }
         }
       },
@@ -2245,6 +2545,26 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             ],
             "default": "F32",
             "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32"
+          },
+          "ema": {
+            "type": [
+              "object",
+              "null"
+            ],
+            "default": null,
+            "required": [
+              "decay"
+            ],
+            "additionalProperties": false,
+            "properties": {
+              "decay": {
+                "type": "number",
+                "minimum": 0,
+                "maximum": 1,
+                "description": "Weight of the old average; 1 - decay is that of the new parameter"
+              }
+            },
+            "description": "Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average"
           }
         }
       },
@@ -2306,6 +2626,26 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "type": "boolean",
             "default": false,
             "description": "Go up the gradient instead of down"
+          },
+          "ema": {
+            "type": [
+              "object",
+              "null"
+            ],
+            "default": null,
+            "required": [
+              "decay"
+            ],
+            "additionalProperties": false,
+            "properties": {
+              "decay": {
+                "type": "number",
+                "minimum": 0,
+                "maximum": 1,
+                "description": "Weight of the old average; 1 - decay is that of the new parameter"
+              }
+            },
+            "description": "Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average"
           }
         }
       },
@@ -2368,6 +2708,26 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             ],
             "default": "F32",
             "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32"
+          },
+          "ema": {
+            "type": [
+              "object",
+              "null"
+            ],
+            "default": null,
+            "required": [
+              "decay"
+            ],
+            "additionalProperties": false,
+            "properties": {
+              "decay": {
+                "type": "number",
+                "minimum": 0,
+                "maximum": 1,
+                "description": "Weight of the old average; 1 - decay is that of the new parameter"
+              }
+            },
+            "description": "Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average"
           }
         }
       }

@@ -6,7 +6,7 @@ import type { Lease } from "../arena/arena.ts";
 import { bytesOf } from "../codec/dtype.ts";
 import type { Parts } from "../codec/parts.ts";
 import { CHEAP_ITEMS_PER_YIELD, ITEMS_PER_YIELD, type Run, type Task } from "../codec/turns.ts";
-import { codesOf, familyOf, MASTER_PARAM, type ParameterState, readState, type State, scaleOf, writeState } from "../engine/state.ts";
+import { COMMON_SLOTS, codesOf, familyOf, type ParameterState, readState, type State, scaleOf, writeState } from "../engine/state.ts";
 import { type ArenaTensor, type BlobInput, loadBlob } from "../engine/tensors.ts";
 import { describe, StepdError } from "../errors/errors.ts";
 import { type OptimizerDefinition, registry } from "../optimizers/registry.ts";
@@ -115,7 +115,7 @@ function* dropSlots({ parameters }: State): Task<readonly string[]> {
     const { name, allSlots, scalarSlots = {} } = optimizer;
     if (++read % ITEMS_PER_YIELD === 0) yield;
     const dropped = [
-      ...[...slots.keys()].filter((slot) => !allSlots.includes(codesOf(slot) ?? slot) && slot !== MASTER_PARAM),
+      ...[...slots.keys()].filter((slot) => !allSlots.includes(codesOf(slot) ?? slot) && !COMMON_SLOTS.includes(slot)),
       ...Object.keys(scalars).filter((slot) => !(slot in scalarSlots)),
     ];
     for (const slot of dropped) {
@@ -145,7 +145,12 @@ function* fillSlots({ optimizer: base, parameters }: State, fill: readonly strin
         fillable.length === 0
           ? `no slot, because ${names} has none that can be added`
           : `one of the slots of ${names} that can be added: ${fillable.join(", ")}`;
-      throw StepdError.mismatch("INVALID_PARAMS", field, expected, slot === MASTER_PARAM ? `${describe(slot)}, which needs the parameters` : describe(slot));
+      throw StepdError.mismatch(
+        "INVALID_PARAMS",
+        field,
+        expected,
+        COMMON_SLOTS.includes(slot) ? `${describe(slot)}, which needs the parameters` : describe(slot),
+      );
     }
     for (const [parameter, { optimizer, slots }] of parameters) {
       const source = sourceOf(optimizer, slot);
@@ -157,7 +162,7 @@ function* fillSlots({ optimizer: base, parameters }: State, fill: readonly strin
 
 /** Adds a slot: a copy of the slot `source`, or zeros if `source` is null. */
 const fillSlot = (slots: ParameterState["slots"], slot: string, source: string | null, parameter: string, field: string, lease: Lease): void => {
-  const like = slots.get(source ?? "") ?? (source === null ? [...slots].find(([other]) => other !== MASTER_PARAM)?.[1] : undefined);
+  const like = slots.get(source ?? "") ?? (source === null ? [...slots].find(([other]) => !COMMON_SLOTS.includes(other))?.[1] : undefined);
   if (!like) {
     const expected = `${source ?? "another slot"} of ${firstNames([parameter])} beside it, whose shape it takes`;
     throw StepdError.mismatch("STATE_MISMATCH", field, expected, "none", [parameter]);

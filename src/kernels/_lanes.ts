@@ -167,7 +167,7 @@ export function blend<T>(x: v128, left: v128, y: v128, right: v128): v128 {
 }
 
 /** Weights from here on are heavy: `lerp` would be inexact at weight 1 and lose digits, so `blend` computes the average in float64. */
-const HEAVY: f64 = 0.5;
+export const HEAVY: f64 = 0.5;
 
 /**
  * Type arguments that switch a part of a loop on or off at compile time. A branch in the loop, on a condition that is the same

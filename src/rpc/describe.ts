@@ -1,3 +1,4 @@
+import { EMA } from "../engine/engine.ts";
 import { StepdError } from "../errors/errors.ts";
 import type { DescribeParams } from "../generated/wire.gen.ts";
 import { optimizerSchema, registry } from "../optimizers/registry.ts";
@@ -32,7 +33,7 @@ export const describe: Method<DescribeParams> = {
       formula,
       references,
       hyperparameters: optimizerSchema(definition),
-      slots: { default: slots, all: allSlots },
+      slots: { default: slots, all: [...allSlots, EMA] },
       bytes_per_parameter: { in: 2 * F32_BYTES + state, out: F32_BYTES + state, state },
     };
   },

@@ -200,6 +200,15 @@ maximize?: undefined | boolean
  * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
  */
 state_dtype?: undefined | ("F32" | "BF16" | "Q8")
+/**
+ * Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average
+ */
+ema?: undefined | ({
+/**
+ * Weight of the old average; 1 - decay is that of the new parameter
+ */
+decay: number
+} | null)
 }
 /**
  * g += weight_decay*p; sum += g^2; p -= lr/(1 + (t-1)*lr_decay) * g/(sqrt(sum) + eps)
@@ -230,6 +239,15 @@ eps?: undefined | number
  * Go up the gradient instead of down
  */
 maximize?: undefined | boolean
+/**
+ * Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average
+ */
+ema?: undefined | ({
+/**
+ * Weight of the old average; 1 - decay is that of the new parameter
+ */
+decay: number
+} | null)
 }
 /**
  * g += weight_decay*p; m = lerp(m, g, 1-beta1); v = lerp(v, g^2, 1-beta2); p -= lr * m/(1-beta1^t) / (sqrt(v/(1-beta2^t)) + eps)
@@ -283,6 +301,15 @@ caution?: undefined | boolean
  * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
  */
 state_dtype?: undefined | ("F32" | "BF16" | "Q8")
+/**
+ * Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average
+ */
+ema?: undefined | ({
+/**
+ * Weight of the old average; 1 - decay is that of the new parameter
+ */
+decay: number
+} | null)
 }
 /**
  * g += weight_decay*p; m = lerp(m, g, 1-beta1); u = max(beta2*u, |g| + eps); p -= lr/(1-beta1^t) * m/u
@@ -316,6 +343,15 @@ maximize?: undefined | boolean
  * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
  */
 state_dtype?: undefined | ("F32" | "BF16" | "Q8")
+/**
+ * Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average
+ */
+ema?: undefined | ({
+/**
+ * Weight of the old average; 1 - decay is that of the new parameter
+ */
+decay: number
+} | null)
 }
 /**
  * m = lerp(m, g, 1-beta1); v = lerp(v, g^2, 1-beta2); p -= scale*weight_decay*p + lr * m/(1-beta1^t) / (sqrt(v/(1-beta2^t)) + eps), scale = lr, lr_t/lr or 1 by weight_decay_scale
@@ -373,6 +409,15 @@ caution?: undefined | boolean
  * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
  */
 state_dtype?: undefined | ("F32" | "BF16" | "Q8")
+/**
+ * Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average
+ */
+ema?: undefined | ({
+/**
+ * Weight of the old average; 1 - decay is that of the new parameter
+ */
+decay: number
+} | null)
 }
 /**
  * m, v as in adam; u = mhat/(sqrt(vhat) + eps) + weight_decay*p; p -= lr * trust_ratio * u, trust_ratio = |p|/|u| (1 where either is 0) within [trust_min, trust_max]
@@ -438,6 +483,15 @@ caution?: undefined | boolean
  * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
  */
 state_dtype?: undefined | ("F32" | "BF16" | "Q8")
+/**
+ * Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average
+ */
+ema?: undefined | ({
+/**
+ * Weight of the old average; 1 - decay is that of the new parameter
+ */
+decay: number
+} | null)
 }
 /**
  * d = ratio*(g + weight_decay*p), ratio = trust_coefficient*|p|/(|g| + weight_decay*|p| + eps) (1 where a norm is 0); buf = momentum*buf + (1-dampening)*d (first step: buf = d); p -= lr * (nesterov ? d + momentum*buf : buf)
@@ -492,6 +546,15 @@ lr_in_momentum?: undefined | boolean
  * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
  */
 state_dtype?: undefined | ("F32" | "BF16" | "Q8")
+/**
+ * Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average
+ */
+ema?: undefined | ({
+/**
+ * Weight of the old average; 1 - decay is that of the new parameter
+ */
+decay: number
+} | null)
 }
 /**
  * u = sign(lerp(m, g, 1-beta1)); p -= lr*weight_decay*p + lr*u; m = lerp(m, g, 1-beta2)
@@ -525,6 +588,15 @@ caution?: undefined | boolean
  * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
  */
 state_dtype?: undefined | ("F32" | "BF16" | "Q8")
+/**
+ * Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average
+ */
+ema?: undefined | ({
+/**
+ * Weight of the old average; 1 - decay is that of the new parameter
+ */
+decay: number
+} | null)
 }
 /**
  * buf = lerp(buf, g, 1-momentum); u = nesterov ? lerp(g, buf, momentum) : buf; X = u/max(|u|, eps); ns_steps times: A = X*X', X = a*X + (b*A + c*A*A)*X; p -= lr*weight_decay*p + lr*scale*X, scale by adjust_lr_fn from R rows and C columns: original sqrt(max(1, R/C)), match_rms_adamw 0.2*sqrt(max(R, C)), spectral_unclamped sqrt(R/C)
@@ -570,6 +642,15 @@ adjust_lr_fn?: undefined | ("original" | "match_rms_adamw" | "spectral_unclamped
  * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
  */
 state_dtype?: undefined | ("F32" | "BF16" | "Q8")
+/**
+ * Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average
+ */
+ema?: undefined | ({
+/**
+ * Weight of the old average; 1 - decay is that of the new parameter
+ */
+decay: number
+} | null)
 }
 /**
  * m, v as in adam; mu_t = beta1*(1 - 0.96^(t*momentum_decay)/2); P = mu_1*...*mu_t; p -= lr * ((1-mu_t)/(1-P)*g + mu_{t+1}/(1-P*mu_{t+1})*m) / (sqrt(v/(1-beta2^t)) + eps)
@@ -611,6 +692,15 @@ maximize?: undefined | boolean
  * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
  */
 state_dtype?: undefined | ("F32" | "BF16" | "Q8")
+/**
+ * Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average
+ */
+ema?: undefined | ({
+/**
+ * Weight of the old average; 1 - decay is that of the new parameter
+ */
+decay: number
+} | null)
 }
 /**
  * g += weight_decay*p; m, v as in adam; p -= lr * (nu1*mhat + (1-nu1)*g) / (sqrt(nu2*vhat + (1-nu2)*g^2) + eps), mhat = m/(1-beta1^t), vhat = v/(1-beta2^t)
@@ -647,6 +737,15 @@ weight_decay?: undefined | number
  * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
  */
 state_dtype?: undefined | ("F32" | "BF16" | "Q8")
+/**
+ * Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average
+ */
+ema?: undefined | ({
+/**
+ * Weight of the old average; 1 - decay is that of the new parameter
+ */
+decay: number
+} | null)
 }
 /**
  * m, v as in adamw; p -= scale*weight_decay*p + lr * (nu1*mhat + (1-nu1)*g) / (sqrt(nu2*vhat + (1-nu2)*g^2) + eps), scale = lr, lr_t/lr or 1 by weight_decay_scale
@@ -687,6 +786,15 @@ weight_decay_scale?: undefined | ("lr" | "schedule" | "none")
  * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
  */
 state_dtype?: undefined | ("F32" | "BF16" | "Q8")
+/**
+ * Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average
+ */
+ema?: undefined | ({
+/**
+ * Weight of the old average; 1 - decay is that of the new parameter
+ */
+decay: number
+} | null)
 }
 /**
  * g += weight_decay*p (type grad); buf = lerp(buf, g, 1-momentum); p -= lr*weight_decay*p (type direct) + lr * (nu*buf + (1-nu)*g)
@@ -717,6 +825,15 @@ weight_decay_type?: undefined | ("grad" | "direct")
  * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
  */
 state_dtype?: undefined | ("F32" | "BF16" | "Q8")
+/**
+ * Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average
+ */
+ema?: undefined | ({
+/**
+ * Weight of the old average; 1 - decay is that of the new parameter
+ */
+decay: number
+} | null)
 }
 /**
  * m, v as in adam; rho = rho_inf - 2t*beta2^t/(1-beta2^t); p -= lr * m/(1-beta1^t) * (rho > 5 ? rect(rho)*sqrt(1-beta2^t)/(sqrt(v) + eps) : 1)
@@ -754,6 +871,15 @@ maximize?: undefined | boolean
  * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
  */
 state_dtype?: undefined | ("F32" | "BF16" | "Q8")
+/**
+ * Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average
+ */
+ema?: undefined | ({
+/**
+ * Weight of the old average; 1 - decay is that of the new parameter
+ */
+decay: number
+} | null)
 }
 /**
  * g += weight_decay*p; s = lerp(s, g^2, 1-alpha); q = centered ? max(s - h^2, 0), h = lerp(h, g, 1-alpha) : s; u = g/(sqrt(q + eps_root) + eps); p -= lr * (momentum ? buf = momentum*buf + u : u)
@@ -796,6 +922,15 @@ eps_root?: undefined | number
  * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
  */
 state_dtype?: undefined | ("F32" | "BF16" | "Q8")
+/**
+ * Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average
+ */
+ema?: undefined | ({
+/**
+ * Weight of the old average; 1 - decay is that of the new parameter
+ */
+decay: number
+} | null)
 }
 /**
  * v = lerp(v, g^2, 1-beta2); u = g/(sqrt(v/(1-beta2^t)) + eps) + weight_decay*p; c = w_t/(w_1 + ... + w_t), w_t = t^r * lr_max^weight_lr_power; p += c*(z - p) - lr*(1 - beta1*(1-c))*u; z -= lr*u (first step: z = p before it); average: p + (1 - 1/beta1)*(z - p)
@@ -841,6 +976,15 @@ maximize?: undefined | boolean
  * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
  */
 state_dtype?: undefined | ("F32" | "BF16" | "Q8")
+/**
+ * Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average
+ */
+ema?: undefined | ({
+/**
+ * Weight of the old average; 1 - decay is that of the new parameter
+ */
+decay: number
+} | null)
 }
 /**
  * g += weight_decay*p; c = w_t/(w_1 + ... + w_t), w_t = t^r * lr_max^weight_lr_power; p += c*(z - p) - lr*(1 - momentum*(1-c))*g; z -= lr*g (first step: z = p before it); average: p + (1 - 1/momentum)*(z - p)
@@ -875,6 +1019,15 @@ weight_lr_power?: undefined | number
  * Go up the gradient instead of down
  */
 maximize?: undefined | boolean
+/**
+ * Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average
+ */
+ema?: undefined | ({
+/**
+ * Weight of the old average; 1 - decay is that of the new parameter
+ */
+decay: number
+} | null)
 }
 /**
  * g += weight_decay*p; buf = momentum*buf + (1-dampening)*g (first step: buf = g); p -= lr * (nesterov ? g + momentum*buf : momentum ? buf : g)
@@ -909,6 +1062,15 @@ maximize?: undefined | boolean
  * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
  */
 state_dtype?: undefined | ("F32" | "BF16" | "Q8")
+/**
+ * Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average
+ */
+ema?: undefined | ({
+/**
+ * Weight of the old average; 1 - decay is that of the new parameter
+ */
+decay: number
+} | null)
 }
 /**
  * A parameter group: hyperparameters, or another optimizer, for some tensors.

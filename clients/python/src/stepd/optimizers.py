@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 __all__ = [
@@ -37,6 +37,7 @@ def adadelta(
     weight_decay: float = 0,
     maximize: bool = False,
     state_dtype: Literal["F32", "BF16", "Q8"] = "F32",
+    ema: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Adadelta.
 
@@ -52,6 +53,8 @@ def adadelta(
     state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8,
         with 8 bits per element and one scale per 64 elements. Under Q8, tensors below
         4,096 elements keep their moments in F32. Parameters in F64 allow only F32.
+    ema: Average of the parameters over the steps, in the slot ema: {decay}, as
+        torch's AveragedModel computes it; null keeps no average.
     """
     return {
         "name": "adadelta",
@@ -61,6 +64,7 @@ def adadelta(
         "weight_decay": weight_decay,
         "maximize": maximize,
         "state_dtype": state_dtype,
+        "ema": ema,
     }
 
 
@@ -72,6 +76,7 @@ def adagrad(
     initial_accumulator_value: float = 0,
     eps: float = 1e-10,
     maximize: bool = False,
+    ema: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Adagrad.
 
@@ -84,6 +89,8 @@ def adagrad(
     initial_accumulator_value: Initial value of sum.
     eps: Added to the root.
     maximize: Go up the gradient instead of down.
+    ema: Average of the parameters over the steps, in the slot ema: {decay}, as
+        torch's AveragedModel computes it; null keeps no average.
     """
     return {
         "name": "adagrad",
@@ -93,6 +100,7 @@ def adagrad(
         "initial_accumulator_value": initial_accumulator_value,
         "eps": eps,
         "maximize": maximize,
+        "ema": ema,
     }
 
 
@@ -109,6 +117,7 @@ def adam(
     bias_correction: Literal["moments", "step_size", "none"] = "moments",
     caution: bool = False,
     state_dtype: Literal["F32", "BF16", "Q8"] = "F32",
+    ema: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Adam.
 
@@ -131,6 +140,8 @@ def adam(
     state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8,
         with 8 bits per element and one scale per 64 elements. Under Q8, tensors below
         4,096 elements keep their moments in F32. Parameters in F64 allow only F32.
+    ema: Average of the parameters over the steps, in the slot ema: {decay}, as
+        torch's AveragedModel computes it; null keeps no average.
     """
     return {
         "name": "adam",
@@ -145,6 +156,7 @@ def adam(
         "bias_correction": bias_correction,
         "caution": caution,
         "state_dtype": state_dtype,
+        "ema": ema,
     }
 
 
@@ -156,6 +168,7 @@ def adamax(
     weight_decay: float = 0,
     maximize: bool = False,
     state_dtype: Literal["F32", "BF16", "Q8"] = "F32",
+    ema: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Adamax.
 
@@ -171,6 +184,8 @@ def adamax(
     state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8,
         with 8 bits per element and one scale per 64 elements. Under Q8, tensors below
         4,096 elements keep their moments in F32. Parameters in F64 allow only F32.
+    ema: Average of the parameters over the steps, in the slot ema: {decay}, as
+        torch's AveragedModel computes it; null keeps no average.
     """
     return {
         "name": "adamax",
@@ -180,6 +195,7 @@ def adamax(
         "weight_decay": weight_decay,
         "maximize": maximize,
         "state_dtype": state_dtype,
+        "ema": ema,
     }
 
 
@@ -197,6 +213,7 @@ def adamw(
     bias_correction: Literal["moments", "step_size", "none"] = "moments",
     caution: bool = False,
     state_dtype: Literal["F32", "BF16", "Q8"] = "F32",
+    ema: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """AdamW.
 
@@ -223,6 +240,8 @@ def adamw(
     state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8,
         with 8 bits per element and one scale per 64 elements. Under Q8, tensors below
         4,096 elements keep their moments in F32. Parameters in F64 allow only F32.
+    ema: Average of the parameters over the steps, in the slot ema: {decay}, as
+        torch's AveragedModel computes it; null keeps no average.
     """
     return {
         "name": "adamw",
@@ -238,6 +257,7 @@ def adamw(
         "bias_correction": bias_correction,
         "caution": caution,
         "state_dtype": state_dtype,
+        "ema": ema,
     }
 
 
@@ -257,6 +277,7 @@ def lamb(
     eps_root: float = 0,
     caution: bool = False,
     state_dtype: Literal["F32", "BF16", "Q8"] = "F32",
+    ema: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """LAMB.
 
@@ -285,6 +306,8 @@ def lamb(
     state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8,
         with 8 bits per element and one scale per 64 elements. Under Q8, tensors below
         4,096 elements keep their moments in F32. Parameters in F64 allow only F32.
+    ema: Average of the parameters over the steps, in the slot ema: {decay}, as
+        torch's AveragedModel computes it; null keeps no average.
     """
     return {
         "name": "lamb",
@@ -302,6 +325,7 @@ def lamb(
         "eps_root": eps_root,
         "caution": caution,
         "state_dtype": state_dtype,
+        "ema": ema,
     }
 
 
@@ -319,6 +343,7 @@ def lars(
     always_adapt: bool = False,
     lr_in_momentum: bool = False,
     state_dtype: Literal["F32", "BF16", "Q8"] = "F32",
+    ema: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """LARS.
 
@@ -345,6 +370,8 @@ def lars(
     state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8,
         with 8 bits per element and one scale per 64 elements. Under Q8, tensors below
         4,096 elements keep their moments in F32. Parameters in F64 allow only F32.
+    ema: Average of the parameters over the steps, in the slot ema: {decay}, as
+        torch's AveragedModel computes it; null keeps no average.
     """
     return {
         "name": "lars",
@@ -360,6 +387,7 @@ def lars(
         "always_adapt": always_adapt,
         "lr_in_momentum": lr_in_momentum,
         "state_dtype": state_dtype,
+        "ema": ema,
     }
 
 
@@ -371,6 +399,7 @@ def lion(
     maximize: bool = False,
     caution: bool = False,
     state_dtype: Literal["F32", "BF16", "Q8"] = "F32",
+    ema: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Lion.
 
@@ -387,6 +416,8 @@ def lion(
     state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8,
         with 8 bits per element and one scale per 64 elements. Under Q8, tensors below
         4,096 elements keep their moments in F32. Parameters in F64 allow only F32.
+    ema: Average of the parameters over the steps, in the slot ema: {decay}, as
+        torch's AveragedModel computes it; null keeps no average.
     """
     return {
         "name": "lion",
@@ -396,6 +427,7 @@ def lion(
         "maximize": maximize,
         "caution": caution,
         "state_dtype": state_dtype,
+        "ema": ema,
     }
 
 
@@ -410,6 +442,7 @@ def muon(
     eps: float = 1e-7,
     adjust_lr_fn: Literal["original", "match_rms_adamw", "spectral_unclamped"] = "original",
     state_dtype: Literal["F32", "BF16", "Q8"] = "F32",
+    ema: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Muon.
 
@@ -434,6 +467,8 @@ def muon(
     state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8,
         with 8 bits per element and one scale per 64 elements. Under Q8, tensors below
         4,096 elements keep their moments in F32. Parameters in F64 allow only F32.
+    ema: Average of the parameters over the steps, in the slot ema: {decay}, as
+        torch's AveragedModel computes it; null keeps no average.
     """
     return {
         "name": "muon",
@@ -446,6 +481,7 @@ def muon(
         "eps": eps,
         "adjust_lr_fn": adjust_lr_fn,
         "state_dtype": state_dtype,
+        "ema": ema,
     }
 
 
@@ -459,6 +495,7 @@ def nadam(
     momentum_decay: float = 0.004,
     maximize: bool = False,
     state_dtype: Literal["F32", "BF16", "Q8"] = "F32",
+    ema: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """NAdam.
 
@@ -478,6 +515,8 @@ def nadam(
     state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8,
         with 8 bits per element and one scale per 64 elements. Under Q8, tensors below
         4,096 elements keep their moments in F32. Parameters in F64 allow only F32.
+    ema: Average of the parameters over the steps, in the slot ema: {decay}, as
+        torch's AveragedModel computes it; null keeps no average.
     """
     return {
         "name": "nadam",
@@ -489,6 +528,7 @@ def nadam(
         "momentum_decay": momentum_decay,
         "maximize": maximize,
         "state_dtype": state_dtype,
+        "ema": ema,
     }
 
 
@@ -500,6 +540,7 @@ def qhadam(
     eps: float = 1e-8,
     weight_decay: float = 0,
     state_dtype: Literal["F32", "BF16", "Q8"] = "F32",
+    ema: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """QHAdam.
 
@@ -516,6 +557,8 @@ def qhadam(
     state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8,
         with 8 bits per element and one scale per 64 elements. Under Q8, tensors below
         4,096 elements keep their moments in F32. Parameters in F64 allow only F32.
+    ema: Average of the parameters over the steps, in the slot ema: {decay}, as
+        torch's AveragedModel computes it; null keeps no average.
     """
     return {
         "name": "qhadam",
@@ -525,6 +568,7 @@ def qhadam(
         "eps": eps,
         "weight_decay": weight_decay,
         "state_dtype": state_dtype,
+        "ema": ema,
     }
 
 
@@ -537,6 +581,7 @@ def qhadamw(
     weight_decay: float = 0,
     weight_decay_scale: Literal["lr", "schedule", "none"] = "lr",
     state_dtype: Literal["F32", "BF16", "Q8"] = "F32",
+    ema: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """QHAdamW.
 
@@ -557,6 +602,8 @@ def qhadamw(
     state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8,
         with 8 bits per element and one scale per 64 elements. Under Q8, tensors below
         4,096 elements keep their moments in F32. Parameters in F64 allow only F32.
+    ema: Average of the parameters over the steps, in the slot ema: {decay}, as
+        torch's AveragedModel computes it; null keeps no average.
     """
     return {
         "name": "qhadamw",
@@ -567,6 +614,7 @@ def qhadamw(
         "weight_decay": weight_decay,
         "weight_decay_scale": weight_decay_scale,
         "state_dtype": state_dtype,
+        "ema": ema,
     }
 
 
@@ -578,6 +626,7 @@ def qhm(
     weight_decay: float = 0,
     weight_decay_type: Literal["grad", "direct"] = "grad",
     state_dtype: Literal["F32", "BF16", "Q8"] = "F32",
+    ema: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """QHM.
 
@@ -594,6 +643,8 @@ def qhm(
     state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8,
         with 8 bits per element and one scale per 64 elements. Under Q8, tensors below
         4,096 elements keep their moments in F32. Parameters in F64 allow only F32.
+    ema: Average of the parameters over the steps, in the slot ema: {decay}, as
+        torch's AveragedModel computes it; null keeps no average.
     """
     return {
         "name": "qhm",
@@ -603,6 +654,7 @@ def qhm(
         "weight_decay": weight_decay,
         "weight_decay_type": weight_decay_type,
         "state_dtype": state_dtype,
+        "ema": ema,
     }
 
 
@@ -615,6 +667,7 @@ def radam(
     decoupled_weight_decay: bool = False,
     maximize: bool = False,
     state_dtype: Literal["F32", "BF16", "Q8"] = "F32",
+    ema: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """RAdam.
 
@@ -632,6 +685,8 @@ def radam(
     state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8,
         with 8 bits per element and one scale per 64 elements. Under Q8, tensors below
         4,096 elements keep their moments in F32. Parameters in F64 allow only F32.
+    ema: Average of the parameters over the steps, in the slot ema: {decay}, as
+        torch's AveragedModel computes it; null keeps no average.
     """
     return {
         "name": "radam",
@@ -642,6 +697,7 @@ def radam(
         "decoupled_weight_decay": decoupled_weight_decay,
         "maximize": maximize,
         "state_dtype": state_dtype,
+        "ema": ema,
     }
 
 
@@ -656,6 +712,7 @@ def rmsprop(
     maximize: bool = False,
     eps_root: float = 0,
     state_dtype: Literal["F32", "BF16", "Q8"] = "F32",
+    ema: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """RMSprop.
 
@@ -675,6 +732,8 @@ def rmsprop(
     state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8,
         with 8 bits per element and one scale per 64 elements. Under Q8, tensors below
         4,096 elements keep their moments in F32. Parameters in F64 allow only F32.
+    ema: Average of the parameters over the steps, in the slot ema: {decay}, as
+        torch's AveragedModel computes it; null keeps no average.
     """
     return {
         "name": "rmsprop",
@@ -687,6 +746,7 @@ def rmsprop(
         "maximize": maximize,
         "eps_root": eps_root,
         "state_dtype": state_dtype,
+        "ema": ema,
     }
 
 
@@ -701,6 +761,7 @@ def schedule_free_adamw(
     weight_lr_power: float = 2,
     maximize: bool = False,
     state_dtype: Literal["F32", "BF16", "Q8"] = "F32",
+    ema: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Schedule-free AdamW.
 
@@ -723,6 +784,8 @@ def schedule_free_adamw(
     state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8,
         with 8 bits per element and one scale per 64 elements. Under Q8, tensors below
         4,096 elements keep their moments in F32. Parameters in F64 allow only F32.
+    ema: Average of the parameters over the steps, in the slot ema: {decay}, as
+        torch's AveragedModel computes it; null keeps no average.
     """
     return {
         "name": "schedule_free_adamw",
@@ -735,6 +798,7 @@ def schedule_free_adamw(
         "weight_lr_power": weight_lr_power,
         "maximize": maximize,
         "state_dtype": state_dtype,
+        "ema": ema,
     }
 
 
@@ -747,6 +811,7 @@ def schedule_free_sgd(
     r: float = 0,
     weight_lr_power: float = 2,
     maximize: bool = False,
+    ema: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Schedule-free SGD.
 
@@ -763,6 +828,8 @@ def schedule_free_sgd(
     weight_lr_power: Power of the largest learning rate so far in the weight of each
         step in the average.
     maximize: Go up the gradient instead of down.
+    ema: Average of the parameters over the steps, in the slot ema: {decay}, as
+        torch's AveragedModel computes it; null keeps no average.
     """
     return {
         "name": "schedule_free_sgd",
@@ -773,6 +840,7 @@ def schedule_free_sgd(
         "r": r,
         "weight_lr_power": weight_lr_power,
         "maximize": maximize,
+        "ema": ema,
     }
 
 
@@ -785,6 +853,7 @@ def sgd(
     nesterov: bool = False,
     maximize: bool = False,
     state_dtype: Literal["F32", "BF16", "Q8"] = "F32",
+    ema: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """SGD.
 
@@ -802,6 +871,8 @@ def sgd(
     state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8,
         with 8 bits per element and one scale per 64 elements. Under Q8, tensors below
         4,096 elements keep their moments in F32. Parameters in F64 allow only F32.
+    ema: Average of the parameters over the steps, in the slot ema: {decay}, as
+        torch's AveragedModel computes it; null keeps no average.
     """
     return {
         "name": "sgd",
@@ -812,4 +883,5 @@ def sgd(
         "nesterov": nesterov,
         "maximize": maximize,
         "state_dtype": state_dtype,
+        "ema": ema,
     }

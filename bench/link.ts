@@ -7,8 +7,9 @@ import { Peer, type Place, Server } from "./processes.ts";
 import { type Contender, type Figures, legend, msText, type Ratio, type Report, race, ratioOf, type Setup, sizeName } from "./rounds.ts";
 
 const GAP_MS = 100;
-const ARENA_MIB = "1536";
-const CACHE_MIB = "704";
+const ARENA_MIB = "2048";
+/** The cache has room for two results, and the next one, of each of two runs of the largest size. */
+const CACHE_MIB = "1200";
 const ECHO_ARENA_MIB = "640";
 
 /** The connections of a client for one server. */

@@ -240,21 +240,21 @@ class Run:
 
         def times(size: int) -> tuple[float, float]:
             x = torch.randn(size, model[0].in_features)
-            best = [float("inf"), float("inf")]
-            for _ in range(3):
+            times = []
+            for _ in range(9):
                 optimizer.zero_grad()
                 loss = model(x).square().mean()
                 start = time.perf_counter()
                 loss.backward()
                 middle = time.perf_counter()
                 optimizer.step()
-                found = (middle - start, time.perf_counter() - middle)
-                best = list(map(min, best, found))
-            return best[0], best[1]
+                times.append((middle - start, time.perf_counter() - middle))
+            backward, step = np.median(times[2:], axis=0)
+            return float(backward), float(step)
 
-        # Twice, because the first guess is of another size.
+        # Repeated, because the time is not proportional to the size.
         size = 256
-        for _ in range(2):
+        for _ in range(3):
             backward, step = times(size)
             size = max(1, round(size * step / backward))
         return size
@@ -262,7 +262,7 @@ class Run:
 
 def one_connection(url: str) -> Callable[[], stepd.Client]:
     """Return a function that makes a client of one connection."""
-    return lambda: stepd.Client(url, pool_size=1)
+    return lambda: stepd.Client(url, connections=1)
 
 
 def main(url: str, echo: tuple[str, int]) -> None:

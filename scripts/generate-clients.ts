@@ -116,13 +116,21 @@ const wrapLines = (text: string, indent: string): string => {
   return lines.join(`\n${indent}`);
 };
 
+/** Writes a parameter as ruff does: a type of several values goes on a line of its own if the line has more than 88 characters. */
+const parameterOf = (name: string, type: string, initial: string): string => {
+  const line = `    ${name}: ${type}${initial},\n`;
+  const values = /^Literal\[(.*)\]$/.exec(type)?.[1];
+  return line.length <= 89 || values === undefined ? line : `    ${name}: Literal[\n        ${values}\n    ]${initial},\n`;
+};
+
 const functionOf = ({ title, description, required, properties }: Branch): string => {
   const { name, ...values } = properties;
   const given = Object.entries(values as Readonly<Record<string, Property>>);
   const wanted = given.toSorted(([a], [b]) => Number(required.includes(b)) - Number(required.includes(a)));
-  const parameters = wanted.map(
-    ([key, property]) => `    ${key}: ${typeOf(property)}${required.includes(key) ? "" : ` = ${literal(property.default ?? null)}`},\n`,
-  );
+  const parameters = wanted.map(([key, property]) => {
+    const initial = required.includes(key) ? "" : ` = ${literal(property.default ?? null)}`;
+    return parameterOf(key, typeOf(property), initial);
+  });
   const documented = given.map(([key, { description: what = "" }]) => `    ${wrapLines(`${key}: ${what}.`, "        ")}\n`);
   return `
 def ${name.const}(

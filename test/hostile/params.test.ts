@@ -307,7 +307,7 @@ const CASES: Readonly<Record<string, ParamsCase>> = {
   // These calls use other methods than optimizer.step.
   "init without params": { ...invalid({ optimizer: { name: "adam" } }, "/params", /found none/), method: "optimizer.init" },
   "init with gradients": {
-    ...invalid({ optimizer: { name: "adam" }, params: writeTensors(TENSORS), grads: "" }, "/grads", /one of optimizer, groups, params, master_weights/),
+    ...invalid({ optimizer: { name: "adam" }, params: writeTensors(TENSORS), grads: "" }, "/grads", /one of optimizer, groups, params, slices, master_weights/),
     method: "optimizer.init",
   },
   "norms without gradients": { ...invalid({}, "/grads", /found none/), method: "optimizer.norms" },

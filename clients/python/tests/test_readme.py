@@ -97,9 +97,9 @@ def test_recipes(
         assert [g["weight_decay"] for g in names["optimizer"].param_groups] == [0.1, 0]
     if recipe.stem == "schedule":
         torch_rate = names["scheduler"].get_last_lr()[0]
-        rates = names["client"].evaluate_schedule(
-            names["schedule"], lr=1e-3, count=4
-        )["lrs"]
+        rates = names["client"].evaluate_schedule(names["schedule"], lr=1e-3, count=4)[
+            "lrs"
+        ]
         assert np.isclose(rates[3], torch_rate, rtol=1e-9)
         assert np.isclose(names["result"].lr, rates[2], rtol=1e-6)
     if recipe.stem == "torch-checkpoint":

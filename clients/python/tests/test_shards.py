@@ -124,6 +124,11 @@ def test_non_finite_gradients(
         assert np.array_equal(array, two.params[name], equal_nan=True)
 
 
+def matrices(arrays: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arrays as matrices of one column, if they are not matrices."""
+    return {name: a if a.ndim == 2 else a.reshape(-1, 1) for name, a in arrays.items()}
+
+
 REQUIRED = {"qhm": {"lr": 0.1, "momentum": 0.9, "nu": 0.7}}
 
 
@@ -145,8 +150,14 @@ def test_every_optimizer_with_non_finite_gradients(
     }
     for optimizer in client.optimizers():
         settings = {"name": optimizer["name"], **REQUIRED.get(optimizer["name"], {})}
-        one = client.step(settings, params, grads, **given)
-        two = sharded.step(settings, params, grads, **given)
+        # Muon takes matrices alone.
+        p, g = (
+            (matrices(params), matrices(grads))
+            if settings["name"] == "muon"
+            else (params, grads)
+        )
+        one = client.step(settings, p, g, **given)
+        two = sharded.step(settings, p, g, **given)
         assert (two.skipped, two.step, two.lr) == (one.skipped, one.step, one.lr)
         assert one.skipped == (non_finite == "skip")
         assert two.warnings == one.warnings

@@ -440,7 +440,9 @@ def muon(
     ns_steps: float = 5,
     ns_coefficients: Sequence[float] = (3.4445, -4.775, 2.0315),
     eps: float = 1e-7,
-    adjust_lr_fn: Literal["original", "match_rms_adamw", "spectral_unclamped"] = "original",
+    adjust_lr_fn: Literal[
+        "original", "match_rms_adamw", "spectral_unclamped"
+    ] = "original",
     state_dtype: Literal["F32", "BF16", "Q8"] = "F32",
     ema: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:

@@ -4,11 +4,14 @@ package stepd
 
 // wholeTensors maps each optimizer to the hyperparameter with which a step needs whole tensors; * means that it always does.
 var wholeTensors = map[string]string{
+	"adabelief":           "",
 	"adadelta":            "",
 	"adagrad":             "",
 	"adam":                "caution",
 	"adamax":              "",
 	"adamw":               "caution",
+	"adopt":               "",
+	"asgd":                "",
 	"lamb":                "*",
 	"lars":                "*",
 	"lion":                "caution",
@@ -19,7 +22,10 @@ var wholeTensors = map[string]string{
 	"qhm":                 "",
 	"radam":               "",
 	"rmsprop":             "",
+	"rprop":               "",
 	"schedule_free_adamw": "",
 	"schedule_free_sgd":   "",
 	"sgd":                 "",
+	"signum":              "",
+	"yogi":                "",
 }

@@ -956,6 +956,108 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     },
     "oneOf": [
       {
+        "title": "AdaBelief",
+        "description": "m = lerp(m, g, 1-beta1); s = lerp(s, (g - m)^2, 1-beta2) + eps_root; p -= lr * m/(1-beta1^t) / (sqrt(s/(1-beta2^t)) + eps)",
+        "type": "object",
+        "required": [
+          "name"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "name": {
+            "const": "adabelief"
+          },
+          "lr": {
+            "type": "number",
+            "default": 0.001,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Learning rate; with a schedule, its base rate"
+          },
+          "betas": {
+            "type": "array",
+            "items": {
+              "type": "number",
+              "minimum": 0,
+              "exclusiveMaximum": 1
+            },
+            "minItems": 2,
+            "maxItems": 2,
+            "default": [
+              0.9,
+              0.999
+            ],
+            "description": "Decay rates of exp_avg and exp_avg_sq"
+          },
+          "eps": {
+            "type": "number",
+            "default": 1e-16,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Added to the root of exp_avg_var"
+          },
+          "eps_root": {
+            "type": "number",
+            "default": 1e-16,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Added to exp_avg_var at every step"
+          },
+          "weight_decay": {
+            "type": "number",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Weight decay; decoupled_weight_decay selects its form"
+          },
+          "decoupled_weight_decay": {
+            "type": "boolean",
+            "default": true,
+            "description": "Subtract lr*weight_decay times the parameter from it, instead of adding weight_decay times the parameter to the gradient"
+          },
+          "rectify": {
+            "type": "boolean",
+            "default": false,
+            "description": "Rectify the step as in radam"
+          },
+          "maximize": {
+            "type": "boolean",
+            "default": false,
+            "description": "Go up the gradient instead of down"
+          },
+          "state_dtype": {
+            "type": "string",
+            "enum": [
+              "F32",
+              "BF16",
+              "Q8"
+            ],
+            "default": "F32",
+            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32"
+          },
+          "ema": {
+            "type": [
+              "object",
+              "null"
+            ],
+            "default": null,
+            "required": [
+              "decay"
+            ],
+            "additionalProperties": false,
+            "properties": {
+              "decay": {
+                "type": "number",
+                "minimum": 0,
+                "maximum": 1,
+                "description": "Weight of the old average; 1 - decay is that of the new parameter"
+              }
+            },
+            "description": "Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average"
+          }
+        }
+      },
+      {
         "title": "Adadelta",
         "description": "g += weight_decay*p; s = lerp(s, g^2, 1-rho); d = sqrt(acc + eps)/sqrt(s + eps) * g; acc = lerp(acc, d^2, 1-rho); p -= lr*d",
         "type": "object",
@@ -1412,6 +1514,182 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             ],
             "default": "F32",
             "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32"
+          },
+          "ema": {
+            "type": [
+              "object",
+              "null"
+            ],
+            "default": null,
+            "required": [
+              "decay"
+            ],
+            "additionalProperties": false,
+            "properties": {
+              "decay": {
+                "type": "number",
+                "minimum": 0,
+                "maximum": 1,
+                "description": "Weight of the old average; 1 - decay is that of the new parameter"
+              }
+            },
+            "description": "Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average"
+          }
+        }
+      },
+      {
+        "title": "ADOPT",
+        "description": "n = clamp(g/max(sqrt(v), eps), +-(t-1)^clip_exp); m = lerp(m, n, 1-beta1); p -= lr*m; v = lerp(v, g^2, 1-beta2); first step: v = g^2 alone",
+        "type": "object",
+        "required": [
+          "name"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "name": {
+            "const": "adopt"
+          },
+          "lr": {
+            "type": "number",
+            "default": 0.001,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Learning rate; with a schedule, its base rate"
+          },
+          "betas": {
+            "type": "array",
+            "items": {
+              "type": "number",
+              "minimum": 0,
+              "exclusiveMaximum": 1
+            },
+            "minItems": 2,
+            "maxItems": 2,
+            "default": [
+              0.9,
+              0.9999
+            ],
+            "description": "Decay rates of exp_avg and exp_avg_sq"
+          },
+          "eps": {
+            "type": "number",
+            "default": 0.000001,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Lower bound of the root of exp_avg_sq"
+          },
+          "use_clipping": {
+            "type": "boolean",
+            "default": true,
+            "description": "Clamp the quotients to the range that clip_exp gives"
+          },
+          "clip_exp": {
+            "type": "number",
+            "default": 0.25,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "The quotients of step t are clamped to (t-1)^clip_exp"
+          },
+          "weight_decay": {
+            "type": "number",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Weight decay; decoupled_weight_decay selects its form"
+          },
+          "decoupled_weight_decay": {
+            "type": "boolean",
+            "default": false,
+            "description": "Subtract lr*weight_decay times the parameter from it, instead of adding weight_decay times the parameter to the gradient"
+          },
+          "maximize": {
+            "type": "boolean",
+            "default": false,
+            "description": "Go up the gradient instead of down"
+          },
+          "state_dtype": {
+            "type": "string",
+            "enum": [
+              "F32",
+              "BF16",
+              "Q8"
+            ],
+            "default": "F32",
+            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32"
+          },
+          "ema": {
+            "type": [
+              "object",
+              "null"
+            ],
+            "default": null,
+            "required": [
+              "decay"
+            ],
+            "additionalProperties": false,
+            "properties": {
+              "decay": {
+                "type": "number",
+                "minimum": 0,
+                "maximum": 1,
+                "description": "Weight of the old average; 1 - decay is that of the new parameter"
+              }
+            },
+            "description": "Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average"
+          }
+        }
+      },
+      {
+        "title": "ASGD",
+        "description": "g += weight_decay*p; p -= lambd*eta*p + eta*g; ax = lerp(ax, p, mu); eta = lr/(1 + lambd*lr*t)^alpha; mu = 1/max(1, t - t0)",
+        "type": "object",
+        "required": [
+          "name"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "name": {
+            "const": "asgd"
+          },
+          "lr": {
+            "type": "number",
+            "default": 0.01,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Learning rate; with a schedule, its base rate"
+          },
+          "lambd": {
+            "type": "number",
+            "default": 0.0001,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Decay of the parameter and of the rate"
+          },
+          "alpha": {
+            "type": "number",
+            "default": 0.75,
+            "minimum": 0,
+            "maximum": 1000,
+            "description": "Exponent of the rate's decrease"
+          },
+          "t0": {
+            "type": "number",
+            "default": 1000000,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "The step after which parameters are averaged"
+          },
+          "weight_decay": {
+            "type": "number",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Weight decay (L2): weight_decay times the parameter is added to the gradient"
+          },
+          "maximize": {
+            "type": "boolean",
+            "default": false,
+            "description": "Go up the gradient instead of down"
           },
           "ema": {
             "type": [
@@ -2463,6 +2741,82 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         }
       },
       {
+        "title": "Rprop",
+        "description": "s = clamp(s * (g*prev > 0 ? eta_plus : g*prev < 0 ? eta_minus : 1), step_sizes); g = 0 where g*prev < 0; p -= sign(g)*s; prev = g (first step: s = lr)",
+        "type": "object",
+        "required": [
+          "name"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "name": {
+            "const": "rprop"
+          },
+          "lr": {
+            "type": "number",
+            "default": 0.01,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Step size of the first step"
+          },
+          "etas": {
+            "type": "array",
+            "items": {
+              "type": "number",
+              "minimum": -3.4028234663852886e+38,
+              "maximum": 3.4028234663852886e+38
+            },
+            "minItems": 2,
+            "maxItems": 2,
+            "default": [
+              0.5,
+              1.2
+            ],
+            "description": "Factors of the step size: below 1 where the gradient's sign turns, above 1 where it stays"
+          },
+          "step_sizes": {
+            "type": "array",
+            "items": {
+              "type": "number",
+              "minimum": -3.4028234663852886e+38,
+              "maximum": 3.4028234663852886e+38
+            },
+            "minItems": 2,
+            "maxItems": 2,
+            "default": [
+              0.000001,
+              50
+            ],
+            "description": "Smallest and largest step size"
+          },
+          "maximize": {
+            "type": "boolean",
+            "default": false,
+            "description": "Go up the gradient instead of down"
+          },
+          "ema": {
+            "type": [
+              "object",
+              "null"
+            ],
+            "default": null,
+            "required": [
+              "decay"
+            ],
+            "additionalProperties": false,
+            "properties": {
+              "decay": {
+                "type": "number",
+                "minimum": 0,
+                "maximum": 1,
+                "description": "Weight of the old average; 1 - decay is that of the new parameter"
+              }
+            },
+            "description": "Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average"
+          }
+        }
+      },
+      {
         "title": "Schedule-free AdamW",
         "description": "v = lerp(v, g^2, 1-beta2); u = g/(sqrt(v/(1-beta2^t)) + eps) + weight_decay*p; c = w_t/(w_1 + ... + w_t), w_t = t^r * lr_max^weight_lr_power; p += c*(z - p) - lr*(1 - beta1*(1-c))*u; z -= lr*u (first step: z = p before it); average: p + (1 - 1/beta1)*(z - p)",
         "type": "object",
@@ -2708,6 +3062,185 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             ],
             "default": "F32",
             "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32"
+          },
+          "ema": {
+            "type": [
+              "object",
+              "null"
+            ],
+            "default": null,
+            "required": [
+              "decay"
+            ],
+            "additionalProperties": false,
+            "properties": {
+              "decay": {
+                "type": "number",
+                "minimum": 0,
+                "maximum": 1,
+                "description": "Weight of the old average; 1 - decay is that of the new parameter"
+              }
+            },
+            "description": "Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average"
+          }
+        }
+      },
+      {
+        "title": "Signum",
+        "description": "buf = lerp(buf, g, 1-momentum); p -= lr*sign(buf)",
+        "type": "object",
+        "required": [
+          "name"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "name": {
+            "const": "signum"
+          },
+          "lr": {
+            "type": "number",
+            "default": 0.001,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Learning rate; with a schedule, its base rate"
+          },
+          "momentum": {
+            "type": "number",
+            "default": 0.9,
+            "minimum": 0,
+            "maximum": 1,
+            "description": "Decay rate of momentum_buffer"
+          },
+          "weight_decay": {
+            "type": "number",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Weight decay; decoupled_weight_decay selects its form"
+          },
+          "decoupled_weight_decay": {
+            "type": "boolean",
+            "default": true,
+            "description": "Subtract lr*weight_decay times the parameter from it, instead of adding weight_decay times the parameter to the gradient"
+          },
+          "maximize": {
+            "type": "boolean",
+            "default": false,
+            "description": "Go up the gradient instead of down"
+          },
+          "state_dtype": {
+            "type": "string",
+            "enum": [
+              "F32",
+              "BF16",
+              "Q8"
+            ],
+            "default": "F32",
+            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32"
+          },
+          "ema": {
+            "type": [
+              "object",
+              "null"
+            ],
+            "default": null,
+            "required": [
+              "decay"
+            ],
+            "additionalProperties": false,
+            "properties": {
+              "decay": {
+                "type": "number",
+                "minimum": 0,
+                "maximum": 1,
+                "description": "Weight of the old average; 1 - decay is that of the new parameter"
+              }
+            },
+            "description": "Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average"
+          }
+        }
+      },
+      {
+        "title": "Yogi",
+        "description": "m = lerp(m, g, 1-beta1); v -= (1-beta2)*sign(v - g^2)*g^2; p -= lr * m/(1-beta1^t) / (sqrt(v/(1-beta2^t) + eps_root) + eps)",
+        "type": "object",
+        "required": [
+          "name"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "name": {
+            "const": "yogi"
+          },
+          "lr": {
+            "type": "number",
+            "default": 0.01,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Learning rate; with a schedule, its base rate"
+          },
+          "betas": {
+            "type": "array",
+            "items": {
+              "type": "number",
+              "minimum": 0,
+              "exclusiveMaximum": 1
+            },
+            "minItems": 2,
+            "maxItems": 2,
+            "default": [
+              0.9,
+              0.999
+            ],
+            "description": "Decay rates of exp_avg and exp_avg_sq"
+          },
+          "eps": {
+            "type": "number",
+            "default": 0.001,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Added to the root of the second moment"
+          },
+          "initial_accumulator_value": {
+            "type": "number",
+            "default": 0.000001,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Initial value of exp_avg and exp_avg_sq"
+          },
+          "weight_decay": {
+            "type": "number",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Weight decay; decoupled_weight_decay selects its form"
+          },
+          "decoupled_weight_decay": {
+            "type": "boolean",
+            "default": true,
+            "description": "Subtract lr*weight_decay times the parameter from it, instead of adding weight_decay times the parameter to the gradient"
+          },
+          "bias_correction": {
+            "type": "string",
+            "enum": [
+              "moments",
+              "step_size",
+              "none"
+            ],
+            "default": "moments",
+            "description": "Correct the moments (paper), the step size alone, so that eps is added to the uncorrected root (Keras, and Flower's FedAdam), or nothing"
+          },
+          "eps_root": {
+            "type": "number",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Added under the root, as in optax"
+          },
+          "maximize": {
+            "type": "boolean",
+            "default": false,
+            "description": "Go up the gradient instead of down"
           },
           "ema": {
             "type": [

@@ -8,7 +8,7 @@ export type TensorsResult = Uint8Array | string | { readonly [name: string]: Pla
 /**
  * An optimizer by name with its hyperparameters; absent ones take their defaults.
  */
-export type Optimizer = (Adadelta | Adagrad | Adam | Adamax | AdamW | LAMB | LARS | Lion | Muon | NAdam | QHAdam | QHAdamW | QHM | RAdam | RMSprop | ScheduleFreeAdamW | ScheduleFreeSGD | SGD)
+export type Optimizer = (AdaBelief | Adadelta | Adagrad | Adam | Adamax | AdamW | ADOPT | ASGD | LAMB | LARS | Lion | Muon | NAdam | QHAdam | QHAdamW | QHM | RAdam | RMSprop | Rprop | ScheduleFreeAdamW | ScheduleFreeSGD | SGD | Signum | Yogi)
 /**
  * Tensors, or a reference to their safetensors file in the shared folder or the cache.
  */
@@ -170,6 +170,60 @@ optimizer: Optimizer
 groups?: Group[]
 params: TensorsSource
 state: BlobSource
+}
+/**
+ * m = lerp(m, g, 1-beta1); s = lerp(s, (g - m)^2, 1-beta2) + eps_root; p -= lr * m/(1-beta1^t) / (sqrt(s/(1-beta2^t)) + eps)
+ */
+export interface AdaBelief {
+name: "adabelief"
+/**
+ * Learning rate; with a schedule, its base rate
+ */
+lr?: number
+/**
+ * Decay rates of exp_avg and exp_avg_sq
+ * 
+ * @minItems 2
+ * @maxItems 2
+ */
+betas?: [number, number]
+/**
+ * Added to the root of exp_avg_var
+ */
+eps?: number
+/**
+ * Added to exp_avg_var at every step
+ */
+eps_root?: number
+/**
+ * Weight decay; decoupled_weight_decay selects its form
+ */
+weight_decay?: number
+/**
+ * Subtract lr*weight_decay times the parameter from it, instead of adding weight_decay times the parameter to the gradient
+ */
+decoupled_weight_decay?: boolean
+/**
+ * Rectify the step as in radam
+ */
+rectify?: boolean
+/**
+ * Go up the gradient instead of down
+ */
+maximize?: boolean
+/**
+ * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
+ */
+state_dtype?: ("F32" | "BF16" | "Q8")
+/**
+ * Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average
+ */
+ema?: ({
+/**
+ * Weight of the old average; 1 - decay is that of the new parameter
+ */
+decay: number
+} | null)
 }
 /**
  * g += weight_decay*p; s = lerp(s, g^2, 1-rho); d = sqrt(acc + eps)/sqrt(s + eps) * g; acc = lerp(acc, d^2, 1-rho); p -= lr*d
@@ -409,6 +463,99 @@ caution?: boolean
  * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
  */
 state_dtype?: ("F32" | "BF16" | "Q8")
+/**
+ * Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average
+ */
+ema?: ({
+/**
+ * Weight of the old average; 1 - decay is that of the new parameter
+ */
+decay: number
+} | null)
+}
+/**
+ * n = clamp(g/max(sqrt(v), eps), +-(t-1)^clip_exp); m = lerp(m, n, 1-beta1); p -= lr*m; v = lerp(v, g^2, 1-beta2); first step: v = g^2 alone
+ */
+export interface ADOPT {
+name: "adopt"
+/**
+ * Learning rate; with a schedule, its base rate
+ */
+lr?: number
+/**
+ * Decay rates of exp_avg and exp_avg_sq
+ * 
+ * @minItems 2
+ * @maxItems 2
+ */
+betas?: [number, number]
+/**
+ * Lower bound of the root of exp_avg_sq
+ */
+eps?: number
+/**
+ * Clamp the quotients to the range that clip_exp gives
+ */
+use_clipping?: boolean
+/**
+ * The quotients of step t are clamped to (t-1)^clip_exp
+ */
+clip_exp?: number
+/**
+ * Weight decay; decoupled_weight_decay selects its form
+ */
+weight_decay?: number
+/**
+ * Subtract lr*weight_decay times the parameter from it, instead of adding weight_decay times the parameter to the gradient
+ */
+decoupled_weight_decay?: boolean
+/**
+ * Go up the gradient instead of down
+ */
+maximize?: boolean
+/**
+ * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
+ */
+state_dtype?: ("F32" | "BF16" | "Q8")
+/**
+ * Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average
+ */
+ema?: ({
+/**
+ * Weight of the old average; 1 - decay is that of the new parameter
+ */
+decay: number
+} | null)
+}
+/**
+ * g += weight_decay*p; p -= lambd*eta*p + eta*g; ax = lerp(ax, p, mu); eta = lr/(1 + lambd*lr*t)^alpha; mu = 1/max(1, t - t0)
+ */
+export interface ASGD {
+name: "asgd"
+/**
+ * Learning rate; with a schedule, its base rate
+ */
+lr?: number
+/**
+ * Decay of the parameter and of the rate
+ */
+lambd?: number
+/**
+ * Exponent of the rate's decrease
+ */
+alpha?: number
+/**
+ * The step after which parameters are averaged
+ */
+t0?: number
+/**
+ * Weight decay (L2): weight_decay times the parameter is added to the gradient
+ */
+weight_decay?: number
+/**
+ * Go up the gradient instead of down
+ */
+maximize?: boolean
 /**
  * Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average
  */
@@ -933,6 +1080,43 @@ decay: number
 } | null)
 }
 /**
+ * s = clamp(s * (g*prev > 0 ? eta_plus : g*prev < 0 ? eta_minus : 1), step_sizes); g = 0 where g*prev < 0; p -= sign(g)*s; prev = g (first step: s = lr)
+ */
+export interface Rprop {
+name: "rprop"
+/**
+ * Step size of the first step
+ */
+lr?: number
+/**
+ * Factors of the step size: below 1 where the gradient's sign turns, above 1 where it stays
+ * 
+ * @minItems 2
+ * @maxItems 2
+ */
+etas?: [number, number]
+/**
+ * Smallest and largest step size
+ * 
+ * @minItems 2
+ * @maxItems 2
+ */
+step_sizes?: [number, number]
+/**
+ * Go up the gradient instead of down
+ */
+maximize?: boolean
+/**
+ * Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average
+ */
+ema?: ({
+/**
+ * Weight of the old average; 1 - decay is that of the new parameter
+ */
+decay: number
+} | null)
+}
+/**
  * v = lerp(v, g^2, 1-beta2); u = g/(sqrt(v/(1-beta2^t)) + eps) + weight_decay*p; c = w_t/(w_1 + ... + w_t), w_t = t^r * lr_max^weight_lr_power; p += c*(z - p) - lr*(1 - beta1*(1-c))*u; z -= lr*u (first step: z = p before it); average: p + (1 - 1/beta1)*(z - p)
  */
 export interface ScheduleFreeAdamW {
@@ -1062,6 +1246,99 @@ maximize?: boolean
  * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
  */
 state_dtype?: ("F32" | "BF16" | "Q8")
+/**
+ * Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average
+ */
+ema?: ({
+/**
+ * Weight of the old average; 1 - decay is that of the new parameter
+ */
+decay: number
+} | null)
+}
+/**
+ * buf = lerp(buf, g, 1-momentum); p -= lr*sign(buf)
+ */
+export interface Signum {
+name: "signum"
+/**
+ * Learning rate; with a schedule, its base rate
+ */
+lr?: number
+/**
+ * Decay rate of momentum_buffer
+ */
+momentum?: number
+/**
+ * Weight decay; decoupled_weight_decay selects its form
+ */
+weight_decay?: number
+/**
+ * Subtract lr*weight_decay times the parameter from it, instead of adding weight_decay times the parameter to the gradient
+ */
+decoupled_weight_decay?: boolean
+/**
+ * Go up the gradient instead of down
+ */
+maximize?: boolean
+/**
+ * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
+ */
+state_dtype?: ("F32" | "BF16" | "Q8")
+/**
+ * Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average
+ */
+ema?: ({
+/**
+ * Weight of the old average; 1 - decay is that of the new parameter
+ */
+decay: number
+} | null)
+}
+/**
+ * m = lerp(m, g, 1-beta1); v -= (1-beta2)*sign(v - g^2)*g^2; p -= lr * m/(1-beta1^t) / (sqrt(v/(1-beta2^t) + eps_root) + eps)
+ */
+export interface Yogi {
+name: "yogi"
+/**
+ * Learning rate; with a schedule, its base rate
+ */
+lr?: number
+/**
+ * Decay rates of exp_avg and exp_avg_sq
+ * 
+ * @minItems 2
+ * @maxItems 2
+ */
+betas?: [number, number]
+/**
+ * Added to the root of the second moment
+ */
+eps?: number
+/**
+ * Initial value of exp_avg and exp_avg_sq
+ */
+initial_accumulator_value?: number
+/**
+ * Weight decay; decoupled_weight_decay selects its form
+ */
+weight_decay?: number
+/**
+ * Subtract lr*weight_decay times the parameter from it, instead of adding weight_decay times the parameter to the gradient
+ */
+decoupled_weight_decay?: boolean
+/**
+ * Correct the moments (paper), the step size alone, so that eps is added to the uncorrected root (Keras, and Flower's FedAdam), or nothing
+ */
+bias_correction?: ("moments" | "step_size" | "none")
+/**
+ * Added under the root, as in optax
+ */
+eps_root?: number
+/**
+ * Go up the gradient instead of down
+ */
+maximize?: boolean
 /**
  * Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average
  */

@@ -48,6 +48,9 @@ const layouts: Readonly<Record<ForeignFormat, (optimizer: OptimizerDefinition) =
     const shared = { isCountShared: true };
     // max_exp_avg_sq is missing, because optax stores the maximum of the corrected moment.
     if (family === "adam") return { ...shared, slots: new Map(Object.entries({ exp_avg: "mu", exp_avg_sq: "nu" })) };
+    if (family === "yogi" || family === "adopt") return { ...shared, slots: new Map(Object.entries({ exp_avg: "mu", exp_avg_sq: "nu" })) };
+    if (family === "adabelief") return { ...shared, slots: new Map(Object.entries({ exp_avg: "mu", exp_avg_var: "nu" })) };
+    if (family === "signum") return { ...shared, slots: new Map([["momentum_buffer", "ema"]]) };
     if (family === "lion") return { ...shared, slots: new Map([["exp_avg", "mu"]]) };
     if (family === "sgd" || family === "lars") return { ...shared, slots: new Map([["momentum_buffer", "trace"]]), isNegated: family === "lars" };
     return undefined;

@@ -248,6 +248,15 @@ export function withCoupledDecay<T, D>(grad: v128, param: v128, l2: v128): v128 
   return grad;
 }
 
+/** -1, 0 or 1; NaN stays NaN. `one` is 1 in every lane. */
+export function sign<T>(value: v128, one: v128): v128 {
+  const zero = i32x4.splat(0);
+  const positive = v128.and(v128.gt<T>(value, zero), one);
+  const negative = v128.and(v128.lt<T>(value, zero), one);
+  const nan = v128.and(v128.ne<T>(value, value), value);
+  return v128.or(v128.sub<T>(positive, negative), nan);
+}
+
 /** param - (decay * param + update): one subtraction from the parameter. param * (1 - decay) - update is 17 to 24 times further from the float64 result. */
 export function applyUpdate<T, D>(param: v128, decay: v128, update: v128): v128 {
   if (isDecoupled<D>()) return v128.sub<T>(param, v128.add<T>(v128.mul<T>(decay, param), update));

@@ -17,6 +17,7 @@ import {
   read,
   readNext,
   scalar,
+  sign,
   strideOf,
   walkedBytes,
   writePair,
@@ -24,15 +25,6 @@ import {
   zeroUnusedLanes,
 } from "./_lanes";
 import { storeTally, tally } from "./_reduce";
-
-/** -1, 0 or 1; NaN stays NaN. */
-function sign<T>(value: v128, one: v128): v128 {
-  const zero = i32x4.splat(0);
-  const positive = v128.and(v128.gt<T>(value, zero), one);
-  const negative = v128.and(v128.lt<T>(value, zero), one);
-  const nan = v128.and(v128.ne<T>(value, value), value);
-  return v128.or(v128.sub<T>(positive, negative), nan);
-}
 
 /** u = sign(lerp(exp_avg, grad, weight1)). */
 function direction<T, K>(m: v128, g: v128, weight1: f64, weights1: v128, one: v128): v128 {

@@ -59,6 +59,14 @@ export const checkNesterov = ({ nesterov, bias_correction }: { readonly nesterov
     ? { field: "bias_correction", expected: '"moments" where nesterov is true', found: JSON.stringify(bias_correction) }
     : undefined;
 
+export const l2OrDecay = rate(0, "Weight decay; decoupled_weight_decay selects its form");
+export const decouples = (initial: boolean) =>
+  flag("Subtract lr*weight_decay times the parameter from it, instead of adding weight_decay times the parameter to the gradient", initial);
+
+/** Computes the scalars l2 and decay from the two hyperparameters above. */
+export const decayScalars = (values: { readonly weight_decay: number; readonly decoupled_weight_decay: boolean }, lr: number): readonly [number, number] =>
+  values.decoupled_weight_decay ? [0, lr * values.weight_decay] : [values.weight_decay, 0];
+
 /** Computes the fraction of the parameter that decoupled weight decay subtracts in a step. */
 export const decoupledDecay = (values: { weight_decay: number; weight_decay_scale: "lr" | "schedule" | "none"; lr: number }, context: StepContext): number => {
   if (values.weight_decay === 0) return 0;

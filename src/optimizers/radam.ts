@@ -1,9 +1,7 @@
 import { repeatedSquaring } from "../math/power.ts";
 import { eps, familyState, lr, maximize, momentBetas, momentSlots } from "./_adam.ts";
 import { defineOptimizer, flag, rate, stateDtype } from "./_define.ts";
-
-/** The rectification applies if rho, the length of the approximated moving average, exceeds this. torch uses 5, the paper 4. */
-const MIN_RHO = 5;
+import { rectificationOf } from "./_rectification.ts";
 
 /**
  * RAdam: Adam with a step rectified for the variance of the second moment, as in torch.
@@ -44,11 +42,9 @@ export default defineOptimizer({
       scalars: ({ lr, step }) => {
         const c1 = 1 - repeatedSquaring(beta1, step);
         const power2 = repeatedSquaring(beta2, step);
-        const rhoInf = 2 / (1 - beta2) - 1;
-        const rho = rhoInf - (2 * step * power2) / (1 - power2);
         const decay = decoupled_weight_decay ? [0, lr * weight_decay] : [weight_decay, 0];
-        if (!(rho > MIN_RHO)) return [...decay, 1 - beta1, 1 - beta2, lr / c1, 0, 0];
-        const rectification = Math.sqrt(((rho - 4) * (rho - 2) * rhoInf) / ((rhoInf - 4) * (rhoInf - 2) * rho));
+        const rectification = rectificationOf(beta2, step);
+        if (rectification === undefined) return [...decay, 1 - beta1, 1 - beta2, lr / c1, 0, 0];
         return [...decay, 1 - beta1, 1 - beta2, (lr * rectification * Math.sqrt(1 - power2)) / c1, 1, eps];
       },
     },

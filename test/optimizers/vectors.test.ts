@@ -72,7 +72,7 @@ const requireClose = (where: string, found: ArrayLike<number>, expected: ArrayLi
 };
 
 /** For these optimizers, optax and Keras compute 1 - beta^t in float32. */
-const IMPRECISE = { optax: ["adam", "adamw", "lamb"], keras: ["adam", "adamw"] };
+const IMPRECISE = { optax: ["adam", "adamw", "lamb", "yogi", "adabelief"], keras: ["adam", "adamw"] };
 
 const isImprecise = ({ peer, optimizer }: Case): boolean => IMPRECISE[peer as keyof typeof IMPRECISE]?.includes(optimizer) ?? false;
 

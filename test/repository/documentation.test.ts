@@ -94,7 +94,7 @@ const STEP = `
   const { readConfig } = await import("./src/config.ts");
   const service = await Service.start(readConfig({ STEPD_PORT: "0", STEPD_ARENA_MIB: "8", STEPD_LOG_LEVEL: "silent" }));
   const tensor = (values) => ({ w: { shape: [values.length], values } });
-  const call = { optimizer: { name: "signum", lr: 0.5 }, params: tensor([1, 1, 1, 1, 1]), grads: tensor([3, -2, 0, 1e-9, -4]) };
+  const call = { optimizer: { name: "tiger", lr: 0.5 }, params: tensor([1, 1, 1, 1, 1]), grads: tensor([3, -2, 0, 1e-9, -4]) };
   const reply = await fetch(service.address + "/v1/step", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(call) });
   console.log(JSON.stringify((await reply.json()).params?.w.values));
   await service[Symbol.asyncDispose]();
@@ -110,7 +110,7 @@ test("the optimizer in docs/adding-an-optimizer.md compiles and steps", () => {
     const { status, stderr } = tree.run(script);
     assert.equal(status, 0, stderr);
   }
-  assert.match(tree.read("docs/optimizers.md"), /^\| \[`signum`\]/m);
+  assert.match(tree.read("docs/optimizers.md"), /^\| \[`tiger`\]/m);
   const compiled = spawnSync(join(root, "node_modules/.bin/tsc"), ["-p", "tsconfig.json"], { cwd: tree.path, encoding: "utf8" });
   assert.equal(compiled.status, 0, compiled.stdout);
   tree.write("step.mjs", STEP);

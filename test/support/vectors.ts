@@ -66,6 +66,16 @@ const fromKeras = ({ lr, beta_1, beta_2, rho, epsilon, weight_decay, amsgrad, ce
     ? { lr, betas: [beta_1, beta_2], eps: epsilon, weight_decay: weight_decay ?? 0, amsgrad, bias_correction: "step_size" }
     : { lr, alpha: rho, eps: 0, eps_root: epsilon, centered };
 
+/** Translates the hyperparameters of pytorch_optimizer's Yogi, AdaBelief and SignSGD. AdaBelief's eps is stepd's eps and eps_root. */
+const fromPytorchOptimizer = ({ lr, betas, momentum, eps, weight_decay, weight_decouple, initial_accumulator, rectify }: Settings): Settings => ({
+  lr,
+  weight_decay,
+  decoupled_weight_decay: weight_decouple,
+  ...(betas === undefined ? { momentum } : { betas, eps }),
+  ...(rectify !== undefined && { rectify, eps_root: eps }),
+  ...(initial_accumulator !== undefined && { initial_accumulator_value: initial_accumulator }),
+});
+
 /** Translates a peer's hyperparameters into stepd's. */
 const translate = (optimizer: string, peer: string, given: Settings): Settings => {
   const {
@@ -81,6 +91,20 @@ const translate = (optimizer: string, peer: string, given: Settings): Settings =
   // torch implements decoupled weight decay as this flag. stepd's nadam and radam have the flag too.
   const rest = ["nadam", "radam"].includes(optimizer) ? { ...common, decoupled_weight_decay: decoupled } : common;
   if (peer === "keras") return fromKeras(rest);
+  if (peer === "pytorch_optimizer") return fromPytorchOptimizer(rest);
+  if (peer === "timm" && optimizer === "adabelief") {
+    const { lr, betas, eps, weight_decay, decoupled_decay, rectify } = rest;
+    return { lr, betas, eps, eps_root: eps, weight_decay, decoupled_weight_decay: decoupled_decay, rectify };
+  }
+  if (peer === "timm" && optimizer === "adopt") {
+    const { lr, betas, eps, weight_decay, decoupled, clip_exp } = rest;
+    return { lr, betas, eps, weight_decay, decoupled_weight_decay: decoupled, use_clipping: clip_exp !== null, clip_exp: clip_exp ?? 1 };
+  }
+  if (peer === "optax" && optimizer === "signum") return { lr: rest["lr"], momentum: rest["beta"] };
+  if (peer === "optax" && ["yogi", "adabelief", "adopt"].includes(optimizer)) {
+    const { nesterov: _____, ...settings } = rest;
+    return { ...settings, betas: [b1, b2] };
+  }
   if (peer === "timm" && optimizer === "adam") {
     const { lr, betas, eps, bias_correction } = rest;
     return { lr, betas, eps, bias_correction: bias_correction ? "moments" : "none" };
@@ -129,7 +153,7 @@ export const settings = ({ optimizer, peer, hyperparameters, groups = [] }: Case
 /** The slots of these peers hold bias-corrected moments. stepd's slots are 1 - beta^t times as large. */
 const CORRECTED = ["qhadam", "qhadamw"];
 
-const NOT_SLOTS = ["step", "beta1_weight", "beta2_weight", "mu_product", "lr_max", "weight_sum", "x"];
+const NOT_SLOTS = ["step", "beta1_weight", "beta2_weight", "mu_product", "eta", "mu", "lr_max", "weight_sum", "x"];
 
 /** The slot trace of optax is the negated momentum buffer. */
 const slotName = (slot: string): string => (slot === "trace" ? "momentum_buffer" : slot);

@@ -7,10 +7,13 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+import optax.contrib
 from recording import ODD, Arrays, Case, Peer, Run, record
 
 # These arguments are not hyperparameters, or are recorded under another name.
 _NOT_RECORDED = (
+    "accumulator_dtype",
+    "clip_value_fn",
     "learning_rate",
     "mu_dtype",
     "mask",
@@ -20,7 +23,11 @@ _NOT_RECORDED = (
 
 # stepd's names of optax's slots.
 _SLOTS = {"mu": "exp_avg", "nu": "exp_avg_sq", "trace": "trace"}
-_OTHER_SLOTS = {"rmsprop": {"mu": "grad_avg", "nu": "square_avg"}}
+_OTHER_SLOTS = {
+    "rmsprop": {"mu": "grad_avg", "nu": "square_avg"},
+    "adabelief": {"nu": "exp_avg_var"},
+    "signum": {"ema": "momentum_buffer"},
+}
 
 
 class OptaxRun(Run):
@@ -92,9 +99,8 @@ def _peer(name: str, cases: list[Case]) -> Peer:
         "version": f"{optax.__version__} (jax {jax.__version__})",
         "class": name,
     }
-    return Peer(
-        source, lambda case, params: OptaxRun(getattr(optax, name), case, params), cases
-    )
+    make = getattr(optax, name, None) or getattr(optax.contrib, name)
+    return Peer(source, lambda case, params: OptaxRun(make, case, params), cases)
 
 
 PEERS = {
@@ -164,6 +170,39 @@ PEERS = {
             Case("zero-params", 2329742076, {"lr": 0.5}, grads="zero_params"),
         ],
     ),
+    "yogi.optax": _peer(
+        "yogi",
+        [
+            Case("default", 1877204116, {"lr": 0.01}),
+            Case(
+                "betas", 2940115862, {"lr": 0.01, "b1": 0.4, "b2": 0.3}, grads="sparse"
+            ),
+        ],
+    ),
+    "adabelief.optax": _peer(
+        "adabelief",
+        [
+            Case("default", 3120477905, {"lr": 0.001}),
+            Case("eps", 1660182743, {"lr": 0.01, "eps": 0.001, "eps_root": 0.01}),
+        ],
+    ),
+    "adopt.optax": _peer(
+        "adopt",
+        [
+            Case(
+                "clip",
+                771380126,
+                {"lr": 0.001, "b1": 0.875, "b2": 0.9375},
+                note="betas exact in float32, in which optax subtracts them from 1",
+            ),
+            Case(
+                "no-clip",
+                4104837715,
+                {"lr": 0.01, "b1": 0.875, "b2": 0.9375, "use_clipping": False},
+            ),
+        ],
+    ),
+    "signum.optax": _peer("signum", [Case("default", 2255017390, {"lr": 0.01})]),
     "rmsprop.optax": _peer(
         "rmsprop",
         [

@@ -4,12 +4,33 @@ from functools import partial
 
 import timm
 from recording import LARGE, ODD, Case, record
-from timm.optim import AdamWLegacy, Lamb, Lars, Lion
+from timm.optim import AdaBelief, AdamWLegacy, Adopt, Lamb, Lars, Lion
 from torch_run import torch_peer
 
 _peer = partial(torch_peer, "timm", timm.__version__)
 
 PEERS = {
+    "adabelief.timm": _peer(
+        AdaBelief,
+        [
+            Case("default", 2113406875, steps=8),
+            Case("plain-wd", 1790012263, {"weight_decay": 0.1, "rectify": False}),
+        ],
+    ),
+    "adopt.timm": _peer(
+        Adopt,
+        [
+            Case("default", 960180337, {"weight_decay": 0.01}),
+            Case(
+                "decoupled",
+                2440011731,
+                {"lr": 0.01, "weight_decay": 0.1, "decoupled": True, "clip_exp": None},
+                shapes=ODD,
+                steps=4,
+            ),
+            Case("missing", 3311908450, grads="missing"),
+        ],
+    ),
     "adam.timm": _peer(
         Lamb,
         [

@@ -99,6 +99,38 @@ def _adam_cases(seeds: list[int]) -> list[Case]:
 
 
 PEERS = {
+    "asgd.torch": _peer(
+        torch.optim.ASGD,
+        [
+            Case("default", 1410933267),
+            Case(
+                "averaging",
+                2088124430,
+                {"lambd": 0.1, "alpha": 0.5, "t0": 1, "weight_decay": 0.1},
+                shapes=ODD,
+            ),
+            Case(
+                "sched-missing",
+                3470205511,
+                lrs=(0.01, 0.001, 0.02, 0.0, 0.01),
+                grads="missing",
+            ),
+        ],
+    ),
+    "rprop.torch": _peer(
+        torch.optim.Rprop,
+        [
+            Case("default", 872044091, steps=8),
+            Case(
+                "bounds",
+                2551380127,
+                {"lr": 0.1, "etas": (0.3, 2.0), "step_sizes": (0.05, 0.25)},
+                shapes=ODD,
+            ),
+            Case("zeros-first", 3902275538, grads="zeros_first"),
+            Case("missing", 1200918734, grads="missing"),
+        ],
+    ),
     "adadelta.torch": _peer(
         torch.optim.Adadelta,
         [

@@ -88,6 +88,8 @@ class TorchRun(Run):
         return {
             slot: int(value) if slot == "step" else _array(value)
             for slot, value in slots.items()
+            # pytorch_optimizer's AdaBelief has slots of other options, which are None.
+            if value is not None
         }
 
 

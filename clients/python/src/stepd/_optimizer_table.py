@@ -5,11 +5,14 @@ from __future__ import annotations
 
 #: Whether an optimizer needs whole tensors: always, never, or with a hyperparameter.
 WHOLE_TENSORS: dict[str, bool | str] = {
+    "adabelief": False,
     "adadelta": False,
     "adagrad": False,
     "adam": "caution",
     "adamax": False,
     "adamw": "caution",
+    "adopt": False,
+    "asgd": False,
     "lamb": True,
     "lars": True,
     "lion": "caution",
@@ -20,7 +23,10 @@ WHOLE_TENSORS: dict[str, bool | str] = {
     "qhm": False,
     "radam": False,
     "rmsprop": False,
+    "rprop": False,
     "schedule_free_adamw": False,
     "schedule_free_sgd": False,
     "sgd": False,
+    "signum": False,
+    "yogi": False,
 }

@@ -8,11 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 __all__ = [
+    "adabelief",
     "adadelta",
     "adagrad",
     "adam",
     "adamax",
     "adamw",
+    "adopt",
+    "asgd",
     "lamb",
     "lars",
     "lion",
@@ -23,10 +26,61 @@ __all__ = [
     "qhm",
     "radam",
     "rmsprop",
+    "rprop",
     "schedule_free_adamw",
     "schedule_free_sgd",
     "sgd",
+    "signum",
+    "yogi",
 ]
+
+
+def adabelief(
+    *,
+    lr: float = 0.001,
+    betas: Sequence[float] = (0.9, 0.999),
+    eps: float = 1e-16,
+    eps_root: float = 1e-16,
+    weight_decay: float = 0,
+    decoupled_weight_decay: bool = True,
+    rectify: bool = False,
+    maximize: bool = False,
+    state_dtype: Literal["F32", "BF16", "Q8"] = "F32",
+    ema: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """AdaBelief.
+
+    m = lerp(m, g, 1-beta1); s = lerp(s, (g - m)^2, 1-beta2) + eps_root; p -= lr *
+    m/(1-beta1^t) / (sqrt(s/(1-beta2^t)) + eps).
+
+    lr: Learning rate; with a schedule, its base rate.
+    betas: Decay rates of exp_avg and exp_avg_sq.
+    eps: Added to the root of exp_avg_var.
+    eps_root: Added to exp_avg_var at every step.
+    weight_decay: Weight decay; decoupled_weight_decay selects its form.
+    decoupled_weight_decay: Subtract lr*weight_decay times the parameter from it,
+        instead of adding weight_decay times the parameter to the gradient.
+    rectify: Rectify the step as in radam.
+    maximize: Go up the gradient instead of down.
+    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8,
+        with 8 bits per element and one scale per 64 elements. Under Q8, tensors below
+        4,096 elements keep their moments in F32. Parameters in F64 allow only F32.
+    ema: Average of the parameters over the steps, in the slot ema: {decay}, as
+        torch's AveragedModel computes it; null keeps no average.
+    """
+    return {
+        "name": "adabelief",
+        "lr": lr,
+        "betas": betas,
+        "eps": eps,
+        "eps_root": eps_root,
+        "weight_decay": weight_decay,
+        "decoupled_weight_decay": decoupled_weight_decay,
+        "rectify": rectify,
+        "maximize": maximize,
+        "state_dtype": state_dtype,
+        "ema": ema,
+    }
 
 
 def adadelta(
@@ -257,6 +311,91 @@ def adamw(
         "bias_correction": bias_correction,
         "caution": caution,
         "state_dtype": state_dtype,
+        "ema": ema,
+    }
+
+
+def adopt(
+    *,
+    lr: float = 0.001,
+    betas: Sequence[float] = (0.9, 0.9999),
+    eps: float = 0.000001,
+    use_clipping: bool = True,
+    clip_exp: float = 0.25,
+    weight_decay: float = 0,
+    decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+    state_dtype: Literal["F32", "BF16", "Q8"] = "F32",
+    ema: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """ADOPT.
+
+    n = clamp(g/max(sqrt(v), eps), +-(t-1)^clip_exp); m = lerp(m, n, 1-beta1); p -=
+    lr*m; v = lerp(v, g^2, 1-beta2); first step: v = g^2 alone.
+
+    lr: Learning rate; with a schedule, its base rate.
+    betas: Decay rates of exp_avg and exp_avg_sq.
+    eps: Lower bound of the root of exp_avg_sq.
+    use_clipping: Clamp the quotients to the range that clip_exp gives.
+    clip_exp: The quotients of step t are clamped to (t-1)^clip_exp.
+    weight_decay: Weight decay; decoupled_weight_decay selects its form.
+    decoupled_weight_decay: Subtract lr*weight_decay times the parameter from it,
+        instead of adding weight_decay times the parameter to the gradient.
+    maximize: Go up the gradient instead of down.
+    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8,
+        with 8 bits per element and one scale per 64 elements. Under Q8, tensors below
+        4,096 elements keep their moments in F32. Parameters in F64 allow only F32.
+    ema: Average of the parameters over the steps, in the slot ema: {decay}, as
+        torch's AveragedModel computes it; null keeps no average.
+    """
+    return {
+        "name": "adopt",
+        "lr": lr,
+        "betas": betas,
+        "eps": eps,
+        "use_clipping": use_clipping,
+        "clip_exp": clip_exp,
+        "weight_decay": weight_decay,
+        "decoupled_weight_decay": decoupled_weight_decay,
+        "maximize": maximize,
+        "state_dtype": state_dtype,
+        "ema": ema,
+    }
+
+
+def asgd(
+    *,
+    lr: float = 0.01,
+    lambd: float = 0.0001,
+    alpha: float = 0.75,
+    t0: float = 1000000,
+    weight_decay: float = 0,
+    maximize: bool = False,
+    ema: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """ASGD.
+
+    g += weight_decay*p; p -= lambd*eta*p + eta*g; ax = lerp(ax, p, mu); eta = lr/(1 +
+    lambd*lr*t)^alpha; mu = 1/max(1, t - t0).
+
+    lr: Learning rate; with a schedule, its base rate.
+    lambd: Decay of the parameter and of the rate.
+    alpha: Exponent of the rate's decrease.
+    t0: The step after which parameters are averaged.
+    weight_decay: Weight decay (L2): weight_decay times the parameter is added to
+        the gradient.
+    maximize: Go up the gradient instead of down.
+    ema: Average of the parameters over the steps, in the slot ema: {decay}, as
+        torch's AveragedModel computes it; null keeps no average.
+    """
+    return {
+        "name": "asgd",
+        "lr": lr,
+        "lambd": lambd,
+        "alpha": alpha,
+        "t0": t0,
+        "weight_decay": weight_decay,
+        "maximize": maximize,
         "ema": ema,
     }
 
@@ -752,6 +891,37 @@ def rmsprop(
     }
 
 
+def rprop(
+    *,
+    lr: float = 0.01,
+    etas: Sequence[float] = (0.5, 1.2),
+    step_sizes: Sequence[float] = (0.000001, 50),
+    maximize: bool = False,
+    ema: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Rprop.
+
+    s = clamp(s * (g*prev > 0 ? eta_plus : g*prev < 0 ? eta_minus : 1), step_sizes); g =
+    0 where g*prev < 0; p -= sign(g)*s; prev = g (first step: s = lr).
+
+    lr: Step size of the first step.
+    etas: Factors of the step size: below 1 where the gradient's sign turns, above 1
+        where it stays.
+    step_sizes: Smallest and largest step size.
+    maximize: Go up the gradient instead of down.
+    ema: Average of the parameters over the steps, in the slot ema: {decay}, as
+        torch's AveragedModel computes it; null keeps no average.
+    """
+    return {
+        "name": "rprop",
+        "lr": lr,
+        "etas": etas,
+        "step_sizes": step_sizes,
+        "maximize": maximize,
+        "ema": ema,
+    }
+
+
 def schedule_free_adamw(
     *,
     lr: float = 0.0025,
@@ -885,5 +1055,90 @@ def sgd(
         "nesterov": nesterov,
         "maximize": maximize,
         "state_dtype": state_dtype,
+        "ema": ema,
+    }
+
+
+def signum(
+    *,
+    lr: float = 0.001,
+    momentum: float = 0.9,
+    weight_decay: float = 0,
+    decoupled_weight_decay: bool = True,
+    maximize: bool = False,
+    state_dtype: Literal["F32", "BF16", "Q8"] = "F32",
+    ema: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Signum.
+
+    buf = lerp(buf, g, 1-momentum); p -= lr*sign(buf).
+
+    lr: Learning rate; with a schedule, its base rate.
+    momentum: Decay rate of momentum_buffer.
+    weight_decay: Weight decay; decoupled_weight_decay selects its form.
+    decoupled_weight_decay: Subtract lr*weight_decay times the parameter from it,
+        instead of adding weight_decay times the parameter to the gradient.
+    maximize: Go up the gradient instead of down.
+    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8,
+        with 8 bits per element and one scale per 64 elements. Under Q8, tensors below
+        4,096 elements keep their moments in F32. Parameters in F64 allow only F32.
+    ema: Average of the parameters over the steps, in the slot ema: {decay}, as
+        torch's AveragedModel computes it; null keeps no average.
+    """
+    return {
+        "name": "signum",
+        "lr": lr,
+        "momentum": momentum,
+        "weight_decay": weight_decay,
+        "decoupled_weight_decay": decoupled_weight_decay,
+        "maximize": maximize,
+        "state_dtype": state_dtype,
+        "ema": ema,
+    }
+
+
+def yogi(
+    *,
+    lr: float = 0.01,
+    betas: Sequence[float] = (0.9, 0.999),
+    eps: float = 0.001,
+    initial_accumulator_value: float = 0.000001,
+    weight_decay: float = 0,
+    decoupled_weight_decay: bool = True,
+    bias_correction: Literal["moments", "step_size", "none"] = "moments",
+    eps_root: float = 0,
+    maximize: bool = False,
+    ema: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Yogi.
+
+    m = lerp(m, g, 1-beta1); v -= (1-beta2)*sign(v - g^2)*g^2; p -= lr * m/(1-beta1^t) /
+    (sqrt(v/(1-beta2^t) + eps_root) + eps).
+
+    lr: Learning rate; with a schedule, its base rate.
+    betas: Decay rates of exp_avg and exp_avg_sq.
+    eps: Added to the root of the second moment.
+    initial_accumulator_value: Initial value of exp_avg and exp_avg_sq.
+    weight_decay: Weight decay; decoupled_weight_decay selects its form.
+    decoupled_weight_decay: Subtract lr*weight_decay times the parameter from it,
+        instead of adding weight_decay times the parameter to the gradient.
+    bias_correction: Correct the moments (paper), the step size alone, so that eps
+        is added to the uncorrected root (Keras, and Flower's FedAdam), or nothing.
+    eps_root: Added under the root, as in optax.
+    maximize: Go up the gradient instead of down.
+    ema: Average of the parameters over the steps, in the slot ema: {decay}, as
+        torch's AveragedModel computes it; null keeps no average.
+    """
+    return {
+        "name": "yogi",
+        "lr": lr,
+        "betas": betas,
+        "eps": eps,
+        "initial_accumulator_value": initial_accumulator_value,
+        "weight_decay": weight_decay,
+        "decoupled_weight_decay": decoupled_weight_decay,
+        "bias_correction": bias_correction,
+        "eps_root": eps_root,
+        "maximize": maximize,
         "ema": ema,
     }

@@ -3452,7 +3452,9 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "description": "The revision of each optimizer of the call. It rises with every change to the bits of a result.",
         "type": "object",
         "additionalProperties": {
-          "type": "integer"
+          "type": "integer",
+          "minimum": 1,
+          "maximum": 9007199254740991
         }
       },
       "part": {
@@ -3475,7 +3477,8 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
       "step": {
         "description": "The largest step count in the new state.",
         "type": "integer",
-        "minimum": 0
+        "minimum": 0,
+        "maximum": 9007199254740991
       },
       "skipped": {
         "description": "Whether the call did nothing, because of non_finite skip or a reduction without updates.",

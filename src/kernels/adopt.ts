@@ -20,6 +20,7 @@ import {
   read,
   readNext,
   scalar,
+  spread,
   strideOf,
   walkedBytes,
   withCoupledDecay,
@@ -40,6 +41,8 @@ function step<T, W, K, D, Clips>(param: usize, grad: usize, expAvg: usize, expAv
     lr = lanes<T>(scalars, 4),
     eps = lanes<T>(scalars, 5),
     clip = lanes<T>(scalars, 6),
+    // `v128.neg` of `clip` gave other float64 bits once V8 had optimized the loop.
+    lowest = spread<T>(-scalar(scalars, 6)),
     largest = largestFinite<T>(count);
   const stride = strideOf<W>(),
     end = param + walkedBytes<T, W>(count);
@@ -54,8 +57,8 @@ function step<T, W, K, D, Clips>(param: usize, grad: usize, expAvg: usize, expAv
     let n = v128.div<T>(g, v128.max<T>(v128.sqrt<T>(v), eps)),
       nNext = v128.div<T>(gNext, v128.max<T>(v128.sqrt<T>(vNext), eps));
     if (isOn<Clips>()) {
-      n = v128.max<T>(v128.min<T>(n, clip), v128.neg<T>(clip));
-      nNext = v128.max<T>(v128.min<T>(nNext, clip), v128.neg<T>(clip));
+      n = v128.pmax<T>(v128.pmin<T>(n, clip), lowest);
+      nNext = v128.pmax<T>(v128.pmin<T>(nNext, clip), lowest);
     }
     const m = lerpAny<T, K>(read<T, W>(expAvg), n, weight1, weights1),
       mNext = lerpAny<T, K>(readNext<T, W>(expAvg), nNext, weight1, weights1);

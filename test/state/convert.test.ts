@@ -47,10 +47,11 @@ const expectedLosses = (format: Format, optimizer: string, slots: readonly strin
   const isAdam = CONVERTIBLE.qhoptim.test(optimizer) && !/^(sgd|qhm)$/.test(optimizer);
   return [
     ...(slots.includes("max_exp_avg_sq") && format !== "torch" ? [/has nothing that corresponds to max_exp_avg_sq: "b", "big"/] : []),
-    ...(!isAdam && (format === "qhoptim" || (format === "torch" && /^(sgd|qhm|lars|lion)$/.test(optimizer)))
+    ...(!isAdam && (format === "qhoptim" || (format === "torch" && /^(sgd|qhm|lars|lion|signum)$/.test(optimizer)))
       ? [/keeps no step of .*from.step 3: "b", "big"/]
       : []),
     ...(optimizer === "nadam" ? [format === "torch" ? /keeps mu_product in float32/ : /has nothing that corresponds to mu_product/] : []),
+    ...(optimizer === "asgd" ? [/keeps eta in float32/] : []),
     ...(slots.length === 0 ? [/has no entry for a parameter that has no slots there/] : []),
     ...(isAdam && format === "qhoptim" ? [/^qhoptim keeps bias-corrected moments: \d+ of 2082 values are rounded/] : []),
   ];

@@ -14,7 +14,17 @@ import { firstCall, type Runner, run, type StepResult, type Track } from "./run.
 import { surfaces } from "./surfaces.ts";
 
 /** Learning rates that suit these surfaces. The optimizers' defaults suit neural networks. */
-const RATES: Readonly<Record<string, number>> = { sgd: 0.01, qhm: 0.02, lion: 0.02, adagrad: 0.3, adadelta: 2, rmsprop: 0.02, lars: 0.01, lamb: 0.05 };
+const RATES: Readonly<Record<string, number>> = {
+  sgd: 0.01,
+  qhm: 0.02,
+  lion: 0.02,
+  adagrad: 0.3,
+  adadelta: 2,
+  rmsprop: 0.02,
+  lars: 0.01,
+  lamb: 0.05,
+  muon: 0.05,
+};
 const USUAL_RATE = 0.1;
 
 /** The panel's choices, which its address stores. */

@@ -1,20 +1,23 @@
 /**
- * Gives received calls their turns to compute. Callers take turns one call each, so a caller with many calls does not delay a caller
- * with few. A call waits only while enough others compute.
+ * Gives received calls their turns to compute. The caller that has computed for the least time is next, and callers share the places,
+ * so a caller with many or long calls does not delay a caller with few or short ones.
  */
 import { ClientGone } from "./body.ts";
 import type { Caller, Flight } from "./callers.ts";
 
-interface Waiter {
-  readonly flight: Flight;
-  begin(): void;
+/** The calls of one caller that compute or wait. */
+interface Line {
+  running: number;
+  /** The time in ms that its calls have computed. A caller that was idle begins with the least time of the others. */
+  spent: number;
+  readonly waiting: (() => void)[];
 }
 
 export class Turns {
   readonly #limit: number;
   #running = 0;
-  /** The waiting calls. The first caller is next. */
-  readonly #waiting = new Map<Caller, Waiter[]>();
+  /** Only callers with calls that compute or wait are here. */
+  readonly #lines = new Map<Caller, Line>();
 
   /** At most `limit` calls compute at once. */
   constructor(limit: number) {
@@ -26,18 +29,23 @@ export class Turns {
    * the memory of a call that gives way or whose caller disconnects; its promise then rejects. Each turn must be ended with `end`.
    */
   begin(flight: Flight, release: () => void): Promise<void> | undefined {
-    if (this.#running < this.#limit && this.#waiting.size === 0) {
-      this.#running++;
+    const { caller } = flight;
+    const line = this.#lineOf(caller);
+    if (this.#running < this.#limit && line.waiting.length === 0 && this.#hasPlace(line)) {
+      this.#run(line);
       return undefined;
     }
     const { promise, resolve, reject } = Promise.withResolvers<void>();
-    const { caller } = flight;
-    const waiter: Waiter = { flight, begin: resolve };
-    const waiters = this.#waiting.get(caller);
-    if (waiters) waiters.push(waiter);
-    else this.#waiting.set(caller, [waiter]);
+    const waiter = (): void => {
+      flight.giveWay = undefined;
+      resolve();
+    };
+    line.waiting.push(waiter);
     const giveWay = (error: unknown): void => {
-      this.#remove(caller, waiter);
+      const index = line.waiting.indexOf(waiter);
+      if (index < 0) return;
+      line.waiting.splice(index, 1);
+      this.#forget(caller, line);
       release();
       reject(error);
     };
@@ -47,26 +55,49 @@ export class Turns {
     return promise.finally(() => flight.socket.off("close", abort));
   }
 
-  end(): void {
+  /** Ends a turn of the caller that took `ms`, and begins the turns that now have a place. */
+  end(caller: Caller, ms: number): void {
+    const line = this.#lineOf(caller);
     this.#running--;
-    const [next] = this.#waiting;
-    if (!next || this.#running >= this.#limit) return;
-    const [caller, waiters] = next;
-    const waiter = waiters.shift();
-    // The caller goes to the end of the line.
-    this.#waiting.delete(caller);
-    if (waiters.length > 0) this.#waiting.set(caller, waiters);
-    if (!waiter) return;
-    this.#running++;
-    waiter.flight.giveWay = undefined;
-    waiter.begin();
+    line.running--;
+    line.spent += ms;
+    this.#forget(caller, line);
+    for (let next = this.#next(); next && this.#running < this.#limit; next = this.#next()) {
+      this.#run(next);
+      next.waiting.shift()?.();
+    }
   }
 
-  #remove(caller: Caller, waiter: Waiter): void {
-    const waiters = this.#waiting.get(caller);
-    const index = waiters?.indexOf(waiter) ?? -1;
-    if (!waiters || index < 0) return;
-    waiters.splice(index, 1);
-    if (waiters.length === 0) this.#waiting.delete(caller);
+  #run(line: Line): void {
+    this.#running++;
+    line.running++;
+  }
+
+  /** True if the caller computes fewer calls than its part of the places, which is at least one. */
+  #hasPlace({ running }: Line): boolean {
+    return running < Math.max(1, Math.floor(this.#limit / this.#lines.size));
+  }
+
+  /** Returns the waiting line with the least time. */
+  #next(): Line | undefined {
+    let next: Line | undefined;
+    for (const line of this.#lines.values()) {
+      if (line.waiting.length > 0 && this.#hasPlace(line) && (!next || line.spent < next.spent)) next = line;
+    }
+    return next;
+  }
+
+  #lineOf(caller: Caller): Line {
+    const known = this.#lines.get(caller);
+    if (known) return known;
+    let least = Number.POSITIVE_INFINITY;
+    for (const { spent } of this.#lines.values()) least = Math.min(least, spent);
+    const line: Line = { running: 0, spent: Number.isFinite(least) ? least : 0, waiting: [] };
+    this.#lines.set(caller, line);
+    return line;
+  }
+
+  #forget(caller: Caller, line: Line): void {
+    if (line.running === 0 && line.waiting.length === 0) this.#lines.delete(caller);
   }
 }

@@ -151,7 +151,7 @@ const runCall = async (service: ServerContext, { req, res, endpoint, requestType
     const begin = (): void => {
       beginPhase("compute");
       endComputing = () => {
-        turns.end();
+        turns.end(flight.caller, performance.now() - phaseStart);
         connections.endComputing(socket);
       };
     };

@@ -179,7 +179,7 @@ test("an operator sees the calls in flight, the settings and a line for each cal
   assert.equal(await metric(service, 'stepd_reload_success{setting="STEPD_TOKENS_FILE"}'), 1);
 });
 
-test("turns go round among callers, and a call that leaves the queue frees its memory", async () => {
+test("the caller that has computed least is next, callers share the places, and a call that leaves frees its memory", async () => {
   const turns = new Turns(1);
   const order: string[] = [];
   const [alice, bob] = [new Caller("alice"), new Caller("bob")];
@@ -200,15 +200,21 @@ test("turns go round among callers, and a call that leaves the queue frees its m
   const calls = [enter(alice, "a1"), enter(alice, "a2"), enter(alice, "a3"), enter(bob, "b1"), enter(bob, "b2")];
   calls[2]?.flight.giveWay?.(new Error("gave way"));
   assert.equal(released, 1);
-  for (let i = 0; i < 4; i++) {
-    turns.end();
+  // Alice's call took 10 ms, so bob has two turns of 5 ms before her next one.
+  for (const [caller, ms] of [
+    [alice, 10],
+    [bob, 5],
+    [bob, 6],
+    [alice, 1],
+  ] as const) {
+    turns.end(caller, ms);
     await Promise.resolve();
   }
-  turns.end();
+  turns.end(alice, 1);
   await Promise.all(calls.map(({ done }) => done));
   assert.deepEqual(
     order.filter((name) => !name.includes("left")),
-    ["a1", "b1", "a2", "b2"],
+    ["b1", "b2", "a1", "a2"],
   );
   assert.equal(enter(bob, "b3").done, undefined, "the queue is empty again");
 });

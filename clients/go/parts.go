@@ -242,7 +242,7 @@ func (s shard) take(result *StepResult, params, entries joiner) error {
 			return err
 		}
 	}
-	result.State = &State{optimizer: result.State.optimizer, revision: result.State.revision, entries: kept}
+	result.State = &State{optimizers: result.State.optimizers, entries: kept}
 	return nil
 }
 

@@ -474,7 +474,7 @@ func join(request StepRequest, shards []shard, results []*StepResult) (*StepResu
 	joined.Warnings = joinSentences(joined.Warnings)
 	maps.Copy(stepped, params)
 	if first := states[0]; len(entries) > 0 {
-		states = append(states, &State{optimizer: first.optimizer, revision: first.revision, entries: slices.Collect(maps.Values(entries))})
+		states = append(states, &State{optimizers: first.optimizers, entries: slices.Collect(maps.Values(entries))})
 	}
 	if request.Reply.Params != ReplyNone {
 		for _, param := range request.Params {

@@ -75,7 +75,8 @@ class Components {
     if (source !== schema) throw new Error(`two schemas have the title ${title}`);
     this.#sources.set(title, schema);
     const level = this.#isRecursive ? 0 : this.#levelOf(title);
-    const name = level === 0 ? title : `${title}${level + 1}`;
+    // Names of components have no spaces.
+    const name = `${title.replaceAll(/[^A-Za-z0-9._-]/g, "")}${level === 0 ? "" : level + 1}`;
     if (!this.#found.has(name)) {
       // The name is registered first, because the schema may contain references to itself.
       this.#found.set(name, {});

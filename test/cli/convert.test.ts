@@ -88,7 +88,7 @@ test("a refused conversion prints one line with the option or file, and leaves n
   const out = folder.at("out");
   const cases: readonly (readonly [readonly string[], number, string])[] = [
     [[FIXTURE, "--names", names], 2, "--names: expected no value where the new format is stepd, found an array of 1"],
-    [[FIXTURE, "--optimizer", "nope"], 2, "--optimizer: expected one of adadelta,"],
+    [[FIXTURE, "--optimizer", "nope"], 2, "--optimizer: expected one of adabelief,"],
     [[FIXTURE, "--optimizer", "sgd"], 1, "--optimizer: expected adam,"],
     [[FIXTURE, "--to", "torch", "--state-dtype", "Q8"], 2, "--state-dtype: expected F32 or none for a file of torch, which has no narrow moments, found"],
     [[FIXTURE, "--fill", "momentum_buffer"], 2, "--fill: expected one of the slots of adamw that can be added: max_exp_avg_sq, found"],

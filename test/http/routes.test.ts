@@ -80,7 +80,7 @@ for (const name of registry.keys()) {
 test("GET of an unknown optimizer is 404 with a suggestion; JSON-RPC reports a wrong parameter", async () => {
   for (const [name, pattern] of [
     ["AdamV", /nearest is adamw\), found "AdamV"$/],
-    ["nope", /, sgd, found "nope"$/],
+    ["nope", /, yogi, found "nope"$/],
     ["__proto__", /found "__proto__"$/],
     ["a%2Fb", /found "a\/b"$/],
   ] as const) {

@@ -4,6 +4,7 @@
  */
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { setTimeout as delay } from "node:timers/promises";
 import { JSON_TYPE, MSGPACK, type TestService, unpack } from "../support/service.ts";
 import { RawClient, type RawReply, requireHealthy, requireResult, serveSmall as serve, sgdBody, untilMetric } from "./_client.ts";
 
@@ -111,6 +112,9 @@ test("a JSON body that stalls near its end loses its memory to calls that need i
   using slow = await RawClient.connect(service);
   slow.head("/v1/step", { "Content-Type": JSON_TYPE, "Content-Length": 2 * MIB });
   slow.send(Buffer.alloc(1.9 * MIB, " "));
+  // The next calls need the memory, so the service must have read the body first.
+  await new Promise((resolve) => slow.socket.write("", resolve));
+  await delay(300);
   const large = SMALL_JSON.replace("[1]}", `[1]}${" ".repeat(MIB)}`);
   let refusal: RawReply | null | undefined;
   const isOver = slow.reply().then((reply) => {

@@ -46,6 +46,7 @@ const run = async (testCase: Case): Promise<void> => {
 
 for (const [file, cases] of vectorFiles) {
   suite(file, () => {
-    for (const testCase of cases) test(`${testCase.name} is within 1e-12 of the peer`, () => run(testCase));
+    // torch's Muon iterates in bfloat16; muon.test.ts holds ours against the formula in float64.
+    for (const testCase of cases.filter(({ optimizer }) => optimizer !== "muon")) test(`${testCase.name} is within 1e-12 of the peer`, () => run(testCase));
   });
 }

@@ -74,7 +74,8 @@ for (const [place, { size, dtypes }] of Object.entries(PLACES)) {
           const [fast, tensors] = [{ ...optimizer, ...undecayed, lr: OVERFLOWING_RATE[dtype] }, tensorsOf(dtype, size)];
           found += (await requireCounted(fast, tensors)) || (await requireCounted(fast, tensors, { state: await stateOf(fast, tensors) }));
         }
-        assert.ok(found > 0, "all stayed finite, so that nothing was tried");
+        // The steps of Rprop have a limit, so its parameters cannot overflow.
+        assert.ok(found > 0 || optimizer.name === "rprop", "all stayed finite, so that nothing was tried");
       });
     }
 

@@ -89,7 +89,8 @@ for (const file of files) {
     });
 
     test("has a recorder that names it and that run starts", () => {
-      const peer = file.includes("/") ? "schedules" : file.split(".")[1];
+      // The recorder of a folder has the folder's name, that of another file the name of its peer.
+      const peer = file.includes("/") ? file.split("/")[0] : file.split(".")[1];
       const recorder = readFileSync(join(folder, `record/record_${peer}.py`), "utf8");
       assert.ok(recorder.includes(`"${file}"`) || recorder.includes(`"${file.replace(/\.json$/, "")}"`));
       const peers = readFileSync(join(folder, "record/run"), "utf8")

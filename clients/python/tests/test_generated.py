@@ -30,6 +30,10 @@ EXAMPLES: dict[str, Any] = {
     "milestones": [2],
     "total_steps": 20,
     "step_size": 3,
+    "warmup_steps": 2,
+    "stable_steps": 3,
+    "decay_steps": 5,
+    "lrs": [0.1, 0.01],
     "schedules": [{"name": "constant"}, {"name": "linear"}],
 }
 

@@ -1,27 +1,23 @@
 /**
- * Tests that one caller that misbehaves leaves the others their rate: 18 callers step all the time while another one trickles its
- * bodies, floods the server with calls, or sends bombs. SECONDS is the length of each attack.
+ * Measures what one caller that misbehaves takes from the others: 18 callers step all the time while another one trickles its
+ * bodies, floods the server with calls, or sends bombs. `node test/overload/callers.ts [seconds of each attack]`. It is no test,
+ * because the share depends on what else the machine does.
  */
-import assert from "node:assert/strict";
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import http from "node:http";
 import os from "node:os";
 import { join } from "node:path";
-import { after, test } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
 import { sgdBody } from "../http/_client.ts";
 import { MSGPACK, TestService } from "../support/service.ts";
 
-const scratch = mkdtempSync(join(os.tmpdir(), "stepd-callers-"));
-after(() => rmSync(scratch, { recursive: true, force: true }));
-
 const CALLERS = 18;
-const SECONDS = Number(process.env["SECONDS"] ?? 8);
+const ROUNDS = 2;
+const seconds = Number(process.argv[2] ?? 8);
 const PAUSE_MS = 60;
 const BODY = sgdBody(2 ** 16, 2);
-const MIN_SHARE = 0.8;
 
 /** What the callers saw in one window of time. */
 interface Window {
@@ -47,11 +43,11 @@ const step = (url: string, name: string, agent: http.Agent): Promise<{ readonly 
   });
 
 /** Lets all callers step for some seconds, each with a pause between its steps. */
-const watch = async (url: string, seconds: number): Promise<Window> => {
+const watch = async (url: string, duration: number): Promise<Window> => {
   const agent = new http.Agent({ keepAlive: true });
   const times: number[] = [];
   let refused = 0;
-  const end = performance.now() + seconds * 1000;
+  const end = performance.now() + duration * 1000;
   const run = async (name: string): Promise<void> => {
     while (performance.now() < end) {
       const { status, ms } = await step(url, name, agent);
@@ -63,7 +59,7 @@ const watch = async (url: string, seconds: number): Promise<Window> => {
   await Promise.all(Array.from({ length: CALLERS }, (_, index) => run(`caller${index}`)));
   agent.destroy();
   times.sort((a, b) => a - b);
-  return { rate: times.length / seconds, p99: times[Math.floor(times.length * 0.99)] ?? 0, refused };
+  return { rate: times.length / duration, p99: times[Math.floor(times.length * 0.99)] ?? 0, refused };
 };
 
 /** Starts an attack in a process of its own. */
@@ -75,25 +71,26 @@ const attack = async (kind: string, url: string): Promise<ChildProcess> => {
   return child;
 };
 
-for (const kind of ["trickle", "flood", "bombs"]) {
-  test(`${CALLERS} callers keep ${MIN_SHARE * 100} % of their rate beside one with ${kind}`, async (t) => {
-    const tokens = join(scratch, `tokens-${kind}`);
-    const names = [...Array.from({ length: CALLERS }, (_, index) => `caller${index}`), "attacker"];
-    writeFileSync(tokens, names.map((name) => `${name} ${name}-0123456789abcdef\n`).join(""));
+const text = ({ rate, p99, refused }: Window) => `${rate.toFixed(0)} steps/s, p99 ${p99.toFixed(0)} ms, ${refused} refused`;
+
+const scratch = mkdtempSync(join(os.tmpdir(), "stepd-callers-"));
+try {
+  const tokens = join(scratch, "tokens");
+  const names = [...Array.from({ length: CALLERS }, (_, index) => `caller${index}`), "attacker"];
+  writeFileSync(tokens, names.map((name) => `${name} ${name}-0123456789abcdef\n`).join(""));
+  for (const kind of ["trickle", "flood", "bombs"]) {
     await using service = await TestService.start({ STEPD_ARENA_MIB: "64", STEPD_WORKERS: "2", STEPD_TOKENS_FILE: tokens });
     await watch(service.url, 2);
-    const shares: number[] = [];
     // The windows alternate, because the load of the machine changes.
-    for (let round = 0; round < 2; round++) {
-      const alone = await watch(service.url, SECONDS / 2);
+    for (let round = 0; round < ROUNDS; round++) {
+      const alone = await watch(service.url, seconds / ROUNDS);
       const attacker = await attack(kind, service.url);
-      const beside = await watch(service.url, SECONDS / 2);
+      const beside = await watch(service.url, seconds / ROUNDS);
       attacker.kill("SIGKILL");
       await once(attacker, "exit");
-      shares.push(beside.rate / alone.rate);
-      const text = ({ rate, p99, refused }: Window) => `${rate.toFixed(0)} steps/s, p99 ${p99.toFixed(0)} ms, ${refused} refused`;
-      t.diagnostic(`alone ${text(alone)}; beside ${kind} ${text(beside)}`);
+      console.log(`${kind}: alone ${text(alone)}; beside ${text(beside)}; share ${(beside.rate / alone.rate).toFixed(2)}`);
     }
-    assert.ok(Math.max(...shares) >= MIN_SHARE, `shares of the rate: ${shares.map((share) => share.toFixed(2)).join(", ")}`);
-  });
+  }
+} finally {
+  rmSync(scratch, { recursive: true, force: true });
 }

@@ -419,6 +419,17 @@ def test_closed_idle_connection_is_not_used(server: Server) -> None:
         client.close()
 
 
+def test_a_call_that_outlives_its_client_leaves_no_connection(server: Server) -> None:
+    client = stepd.Client(server.url)
+    assert client.step(ADAMW, W, W).step == 1
+    transport = client._transport
+    connection = transport._take()
+    assert connection is not None
+    client.close()
+    transport._return_idle(connection)
+    assert connection.sock is None
+
+
 @pytest.mark.parametrize("asked", [59, 60, 61, 1e12])
 def test_waits_at_most_a_minute_that_a_server_asks_for(asked: float) -> None:
     error = stepd.StepdError("busy")

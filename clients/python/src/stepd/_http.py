@@ -250,12 +250,15 @@ class Transport:
         self.round_trip = 0.0
         self.memory = Pool()
         self._idle: list[http.client.HTTPConnection] = []
+        self._is_closed = False
         self._lock = threading.Lock()
         self._pid = os.getpid()
 
     def close(self) -> None:
         with self._lock:
             idle, self._idle = self._idle, []
+            # A part of a failed step may still be under way, and ends after this.
+            self._is_closed = True
         for connection in idle:
             connection.close()
         self.memory.close()
@@ -323,6 +326,7 @@ class Transport:
 
     def _connect(self, clock: Clock) -> http.client.HTTPConnection:
         at = self.address
+        self._is_closed = False
         timeout = clock.connecting()
         connection: http.client.HTTPConnection
         if at.socket is not None:
@@ -363,7 +367,8 @@ class Transport:
         if connection is None:
             return
         with self._lock:
-            if connection.sock is not None and len(self._idle) < self._pool_size:
+            has_room = not self._is_closed and len(self._idle) < self._pool_size
+            if connection.sock is not None and has_room:
                 self._idle.append(connection)
                 return
         connection.close()

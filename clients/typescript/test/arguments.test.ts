@@ -83,6 +83,12 @@ const METHODS: Readonly<Record<string, readonly Case[]>> = {
     ["a word as cached", { ...good, cached: "yes" }, /^cached: expected that of a.* result, found "?yes/],
   ],
   init: [...settings, ...unsendable, ...tensorsCases("params"), ...tensorCases("params")],
+  average: [
+    ...settings,
+    ...tensorsCases("params"),
+    ...stateIn(states),
+    ["no state", { optimizer, params: w }, /^state: expected a State or the bytes of one, found undefined/],
+  ],
   norms: [
     ["no input", undefined, /^norms: expected an object with grads, found undefined/],
     ...tensorsCases("grads"),

@@ -32,7 +32,7 @@ test("OpenRPC's schema-utils parses the document, accepts valid calls and reject
   const calls = JSON.stringify(CALLS.map(([method, params]) => ({ method, params })));
   const output = await run(process.execPath, ["javascript/openrpc.mjs", `${service.url}/openrpc.json`], { input: calls });
   const { methods, taken } = JSON.parse(output) as { methods: string[]; taken: boolean[] };
-  assert.equal(methods.length, 12);
+  assert.equal(methods.length, 13);
   assert.deepEqual(
     taken,
     CALLS.map(([, , isTaken]) => isTaken),

@@ -33,7 +33,7 @@ test("schemathesis reports no failure", async () => {
       cwd: folder,
       env: { SCHEMATHESIS_HOOKS: "schemathesis_hooks", PYTHONPATH: join(here, "python") },
     });
-    assert.match(output, /Tested: 12\n/);
+    assert.match(output, /Tested: 13\n/);
     assert.match(output, /✅ +Examples/, output);
     const cases = Number(/(\d+) generated, \1 passed/.exec(output)?.[1]);
     assert.ok(cases > 200, `${cases} cases: ${output}`);

@@ -7,12 +7,10 @@ import type { Slices } from "../generated/wire.gen.ts";
 /** The offset of each slice in its whole tensor, in elements, by name. */
 export type SliceOffsets = ReadonlyMap<string, number>;
 
-const NO_SLICES: SliceOffsets = new Map();
-
 /** Matches the slices of a call with its tensors. Throws INVALID_PARAMS for an unknown name, and TENSOR_MISMATCH unless a slice is flat. */
 export function* sliceOffsets(slices: Slices | undefined, tensors: readonly TensorInfo[], field: string): Task<SliceOffsets> {
   const entries = Object.entries(slices ?? {});
-  if (entries.length === 0) return NO_SLICES;
+  if (entries.length === 0) return new Map();
   const offsets = new Map(entries.map(([name, { offset }]) => [name, offset]));
   let found = 0;
   for (const [index, { name, shape }] of tensors.entries()) {

@@ -22,12 +22,16 @@ interface Room {
 /** The folders of src with their allowed imports. The tests derive all imports from this table. */
 const rooms: Readonly<Record<string, Room>> = {
   cli: {
-    rooms: ["rpc", "blobs", "engine", "codec", "arena", "pool", "telemetry", "errors", "generated"],
+    rooms: ["rpc", "blobs", "engine", "codec", "arena", "pool", "receipts", "telemetry", "errors", "generated"],
     packages: ["cli-progress"],
     roots: ["config", "serve", "service"],
   },
-  http: { rooms: ["rpc", "codec", "telemetry", "errors"], packages: ["express", "cors"] },
-  rpc: { rooms: ["validation", "blobs", "engine", "interchange", "optimizers", "schedules", "telemetry", "errors", "generated"], packages: [] },
+  http: { rooms: ["rpc", "codec", "telemetry", "errors"], packages: ["express", "cors", "limiter"] },
+  rpc: {
+    rooms: ["validation", "blobs", "engine", "interchange", "optimizers", "schedules", "receipts", "telemetry", "errors", "generated"],
+    packages: [],
+  },
+  receipts: { rooms: ["validation", "errors", "generated"], packages: ["canonicalize", "tinypool"] },
   validation: { rooms: ["errors", "generated"], packages: ["ajv"] },
   codec: { rooms: ["errors"], packages: ["lru-cache", "msgpackr"] },
   blobs: { rooms: ["codec", "arena", "errors", "generated"], packages: ["lru-cache"] },

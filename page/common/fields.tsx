@@ -1,6 +1,6 @@
 /** Builds form fields from the JSON Schema of an optimizer or a schedule. */
 import type { ComponentChildren } from "preact";
-import { useEffect, useRef } from "preact/hooks";
+import { useLayoutEffect, useRef } from "preact/hooks";
 import type { Property, Values } from "./schema.ts";
 
 interface NumberInputProps {
@@ -24,7 +24,8 @@ interface NumberInputProps {
 export const NumberInput = ({ label, title, value, min, max, placeholder, onNumber, onEmpty, children }: NumberInputProps) => {
   const field = useRef<HTMLInputElement>(null);
   const text = typeof value === "number" && Number.isFinite(value) ? String(value) : "";
-  useEffect(() => {
+  // The field changes with the rest of the page: an effect after the paint would show the old number for a frame.
+  useLayoutEffect(() => {
     if (field.current && field.current !== document.activeElement) field.current.value = text;
   }, [text]);
   return (

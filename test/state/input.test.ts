@@ -70,9 +70,9 @@ const CASES: Readonly<Record<string, Readonly<Record<string, Case>>>> = {
     "a step of 0": [torch(TORCH, { step: 0 }), "INVALID_PARAMS", "/from/step", /at least 1/],
     "a step of 1.5": [torch(TORCH, { step: 1.5 }), "INVALID_PARAMS", "/from/step", /integer/],
     "a step of 2^53": [torch(TORCH, { step: 2 ** 53 }), "INVALID_PARAMS", "/from/step", /at most 9007199254740991/],
-    "an unknown optimizer": [{ state: ADAM, optimizer: "adamv" }, "INVALID_PARAMS", "/optimizer", /one of adadelta, .*found "adamv"/],
+    "an unknown optimizer": [{ state: ADAM, optimizer: "adamv" }, "INVALID_PARAMS", "/optimizer", /one of adabelief, .*found "adamv"/],
     "an optimizer that is a number": [{ state: ADAM, optimizer: 1 }, "INVALID_PARAMS", "/optimizer", /string, found 1/],
-    "an unknown optimizer of the given state": [torch(TORCH, { optimizer: "__proto__" }), "INVALID_PARAMS", "/from/optimizer", /one of adadelta/],
+    "an unknown optimizer of the given state": [torch(TORCH, { optimizer: "__proto__" }), "INVALID_PARAMS", "/from/optimizer", /one of adabelief, /],
     "a foreign state without an optimizer": [
       torch(TORCH, { optimizer: undefined }),
       "INVALID_PARAMS",

@@ -1,4 +1,6 @@
-/** Reads the configuration from the environment, checks and freezes it. No other file reads the environment. */
+/** Reads the configuration from the environment and a file of settings, checks and freezes it. No other file reads the environment. */
+import { readFileSync } from "node:fs";
+import { parseEnv } from "node:util";
 import { nearest } from "./errors/nearest.ts";
 import { type Machine, readMachine } from "./machine.ts";
 import { LOG_LEVELS } from "./telemetry/levels.ts";
@@ -10,6 +12,7 @@ const DEFAULT_JSON_MIB = 64;
 const MAX_JSON_MIB = 256;
 
 export interface Config {
+  readonly settingsFile: string;
   readonly host: string;
   readonly port: number;
   /** The path of a Unix socket to listen on instead of TCP. Empty for TCP. */
@@ -59,31 +62,39 @@ interface Setting<T> {
   readonly help: string;
   /** The default value as text. */
   readonly initial: string;
+  readonly kind: Kind<T>;
+}
+
+/** The values of a setting: how its text is parsed, and the JSON Schema of its values for files such as the Helm chart's values. */
+interface Kind<T> {
+  readonly schema: Readonly<Record<string, unknown>>;
   parse(text: string, name: string): T;
 }
 
-const wholeNumber =
-  (minimum: number, maximum: number) =>
-  (text: string, name: string): number => {
+const wholeNumber = (minimum: number, maximum: number): Kind<number> => ({
+  schema: { type: "integer", minimum, maximum },
+  parse: (text, name) => {
     const value = Number(text);
     if (!/^\d+$/.test(text) || value < minimum || value > maximum)
       throw new ConfigError(`${name}: expected a whole number from ${minimum} to ${maximum}, found ${JSON.stringify(text)}`);
     return value;
-  };
+  },
+});
 
-const oneOf =
-  (choices: readonly string[]) =>
-  (text: string, name: string): string => {
+const oneOf = (choices: readonly string[]): Kind<string> => ({
+  schema: { enum: choices },
+  parse: (text, name) => {
     if (!choices.includes(text)) throw new ConfigError(`${name}: expected one of ${choices.join(", ")}, found ${JSON.stringify(text)}`);
     return text;
-  };
+  },
+});
 
-const optional =
-  <T>(parse: (text: string, name: string) => T) =>
-  (text: string, name: string): T | undefined =>
-    text === "" ? undefined : parse(text, name);
+const optional = <T>({ schema, parse }: Kind<T>): Kind<T | undefined> => ({
+  schema,
+  parse: (text, name) => (text === "" ? undefined : parse(text, name)),
+});
 
-const parseText = (value: string): string => value;
+const path: Kind<string> = { schema: { type: "string" }, parse: (text) => text };
 
 /** Parses a list of origins as browsers send them: scheme and host, and a port unless it is the scheme's default. */
 const parseOrigins = (text: string, name: string): readonly string[] => {
@@ -107,9 +118,16 @@ const parseUrls = (text: string, name: string): readonly string[] =>
     return [url.href.replace(/\/?$/, "/")];
   });
 
-const parseAddress = (text: string, name: string): string => {
-  if (text === "") throw new ConfigError(`${name}: expected an address, found ""`);
-  return text;
+const origins: Kind<readonly string[]> = { schema: { type: "string" }, parse: parseOrigins };
+
+const urls: Kind<readonly string[]> = { schema: { type: "string" }, parse: parseUrls };
+
+const address: Kind<string> = {
+  schema: { type: "string", minLength: 1 },
+  parse: (text, name) => {
+    if (text === "") throw new ConfigError(`${name}: expected an address, found ""`);
+    return text;
+  },
 };
 
 /** An idle Node.js process takes this much memory, in MiB (measured). */
@@ -144,138 +162,144 @@ const FOREIGN_VARIABLES = /^STEPD_(?:URLS?|TOKEN|IMAGE|BIND|BIND_ADMIN|\d|SERVIC
 
 const settingsOf = (machine: Machine) =>
   ({
-    host: { name: "STEPD_HOST", help: "address to listen on", initial: "127.0.0.1", parse: parseAddress },
-    port: { name: "STEPD_PORT", help: "TCP port; 0 picks a free port, which the log shows", initial: "8080", parse: wholeNumber(0, 65535) },
-    socket: { name: "STEPD_SOCKET", help: "path of a Unix socket to listen on instead of TCP", initial: "", parse: parseText },
+    settingsFile: {
+      name: "STEPD_SETTINGS_FILE",
+      help: "file of settings, one `NAME=value` per line; a variable or an option overrides its line",
+      initial: "",
+      kind: path,
+    },
+    host: { name: "STEPD_HOST", help: "address to listen on", initial: "127.0.0.1", kind: address },
+    port: { name: "STEPD_PORT", help: "TCP port; 0 picks a free port, which the log shows", initial: "8080", kind: wholeNumber(0, 65535) },
+    socket: { name: "STEPD_SOCKET", help: "path of a Unix socket to listen on instead of TCP", initial: "", kind: path },
     workers: {
       name: "STEPD_WORKERS",
       help: "worker threads",
       initial: String(defaultWorkers(machine)),
-      parse: wholeNumber(1, MAX_WORKERS),
+      kind: wholeNumber(1, MAX_WORKERS),
     },
     wideVectors: {
       name: "STEPD_WIDE_VECTORS",
       help: "auto or off; auto uses 256-bit vectors if the processor and this version of Node support them, with the same results",
       initial: "auto",
-      parse: oneOf(["auto", "off"]),
+      kind: oneOf(["auto", "off"]),
     },
     arenaMib: {
       name: "STEPD_ARENA_MIB",
       help: "memory for bodies and replies of all calls together, in MiB",
       initial: String(defaultArenaMib(machine)),
-      parse: wholeNumber(1, MAX_ARENA_MIB),
+      kind: wholeNumber(1, MAX_ARENA_MIB),
     },
     logLevel: {
       name: "STEPD_LOG_LEVEL",
       help: "trace, debug, info, warn, error, fatal or silent",
       initial: "info",
-      parse: oneOf(LOG_LEVELS),
+      kind: oneOf(LOG_LEVELS),
     },
     accessLog: {
       name: "STEPD_ACCESS_LOG",
       help: "on or off; on logs a line for each call at level info: caller, method, outcome, bytes and seconds by phase",
       initial: "off",
-      parse: oneOf(["on", "off"]),
+      kind: oneOf(["on", "off"]),
     },
     requestTimeoutMs: {
       name: "STEPD_REQUEST_TIMEOUT_MS",
       help: "time to receive a whole request, and to send its reply, in ms",
       initial: "300000",
-      parse: wholeNumber(1, MAX_TIMEOUT_MS),
+      kind: wholeNumber(1, MAX_TIMEOUT_MS),
     },
     idleTimeoutMs: {
       name: "STEPD_IDLE_TIMEOUT_MS",
       help: "time without traffic after which a connection is closed, in ms",
       initial: "60000",
-      parse: wholeNumber(1, MAX_TIMEOUT_MS),
+      kind: wholeNumber(1, MAX_TIMEOUT_MS),
     },
     drainTimeoutMs: {
       name: "STEPD_DRAIN_TIMEOUT_MS",
       help: "time for calls in flight to finish after SIGTERM, in ms",
       initial: "30000",
-      parse: wholeNumber(1, MAX_TIMEOUT_MS),
+      kind: wholeNumber(1, MAX_TIMEOUT_MS),
     },
     drainGraceMs: {
       name: "STEPD_DRAIN_GRACE_MS",
       help: "time after SIGTERM in which calls are still accepted but /health/ready reports false, so that load balancers notice, in ms",
       initial: "0",
-      parse: wholeNumber(0, MAX_TIMEOUT_MS),
+      kind: wholeNumber(0, MAX_TIMEOUT_MS),
     },
     minBodyRate: {
       name: "STEPD_MIN_BODY_RATE",
       help: "minimum average rate of a body after 10 s, in bytes per second; a large body must keep its length divided by STEPD_REQUEST_TIMEOUT_MS",
       initial: "4096",
-      parse: wholeNumber(0, MAX_RATE),
+      kind: wholeNumber(0, MAX_RATE),
     },
     maxConnections: {
       name: "STEPD_MAX_CONNECTIONS",
       help: "maximum number of connections; calls on 64 more connections get 429, further connections are closed",
       initial: "1024",
-      parse: wholeNumber(1, MAX_CONNECTIONS),
+      kind: wholeNumber(1, MAX_CONNECTIONS),
     },
     maxInFlight: {
       name: "STEPD_MAX_IN_FLIGHT",
       help: "maximum number of concurrent calls; further calls get 429",
       initial: "256",
-      parse: wholeNumber(1, MAX_CONNECTIONS),
+      kind: wholeNumber(1, MAX_CONNECTIONS),
     },
     maxJsonMib: {
       name: "STEPD_MAX_JSON_MIB",
       help: "memory for JSON, values and headers of blobs of all calls at once, in MiB of JSON text; each takes up to ten times as much memory beside the arena",
       initial: String(defaultJsonMib(machine)),
-      parse: wholeNumber(1, MAX_JSON_MIB),
+      kind: wholeNumber(1, MAX_JSON_MIB),
     },
     sharedDir: {
       name: "STEPD_SHARED_DIR",
       help: "shared folder, for instance under /dev/shm; calls from this host may name its files instead of sending bytes",
       initial: "",
-      parse: parseText,
+      kind: path,
     },
     cacheMib: {
       name: "STEPD_CACHE_MIB",
       help: "cache for results that callers later name by handle instead of sending them, in MiB of the arena; calls that need the memory get it; 0 turns it off",
       initial: "0",
-      parse: wholeNumber(0, MAX_CACHE_MIB),
+      kind: wholeNumber(0, MAX_CACHE_MIB),
     },
     tokensFile: {
       name: "STEPD_TOKENS_FILE",
       help: "file of bearer tokens, one `name token` per line; if set, every call needs a token",
       initial: "",
-      parse: parseText,
+      kind: path,
     },
     tlsCertFile: {
       name: "STEPD_TLS_CERT_FILE",
       help: "certificate chain in PEM; with a certificate and a key, the server uses TLS",
       initial: "",
-      parse: parseText,
+      kind: path,
     },
-    tlsKeyFile: { name: "STEPD_TLS_KEY_FILE", help: "private key in PEM", initial: "", parse: parseText },
+    tlsKeyFile: { name: "STEPD_TLS_KEY_FILE", help: "private key in PEM", initial: "", kind: path },
     tlsClientCaFile: {
       name: "STEPD_TLS_CLIENT_CA_FILE",
       help: "certificate authorities in PEM; if set, every caller needs a certificate that one of them signed",
       initial: "",
-      parse: parseText,
+      kind: path,
     },
     receiptKeyFile: {
       name: "STEPD_RECEIPT_KEY_FILE",
       help: "private Ed25519 key in PEM; if set, receipts are signed with it",
       initial: "",
-      parse: parseText,
+      kind: path,
     },
     adminPort: {
       name: "STEPD_ADMIN_PORT",
       help: "port of an admin server for /metrics and health, without TLS and tokens; if set, only this server has /metrics; 0 picks a free port",
       initial: "",
-      parse: optional(wholeNumber(0, 65535)),
+      kind: optional(wholeNumber(0, 65535)),
     },
-    adminHost: { name: "STEPD_ADMIN_HOST", help: "address for that port", initial: "127.0.0.1", parse: parseAddress },
-    corsOrigins: { name: "STEPD_CORS_ORIGINS", help: "comma-separated origins whose web pages may call, or *", initial: "", parse: parseOrigins },
-    page: { name: "STEPD_PAGE", help: "on or off; on shows browsers a page at /", initial: "on", parse: oneOf(["on", "off"]) },
+    adminHost: { name: "STEPD_ADMIN_HOST", help: "address for that port", initial: "127.0.0.1", kind: address },
+    corsOrigins: { name: "STEPD_CORS_ORIGINS", help: "comma-separated origins whose web pages may call, or *", initial: "", kind: origins },
+    page: { name: "STEPD_PAGE", help: "on or off; on shows browsers a page at /", initial: "on", kind: oneOf(["on", "off"]) },
     pageReplicas: {
       name: "STEPD_PAGE_REPLICAS",
       help: "comma-separated URLs of replicas whose metrics the page also shows; STEPD_CORS_ORIGINS of each replica must list the page's origin",
       initial: "",
-      parse: parseUrls,
+      kind: urls,
     },
   }) satisfies { readonly [K in keyof Config]: Setting<Config[K]> };
 
@@ -286,17 +310,57 @@ const thisMachine = readMachine();
 /** The settings with this machine's defaults. */
 export const settings = settingsOf(thisMachine);
 
+type Variables = Readonly<Record<string, string | undefined>>;
+
 /** Reads the configuration. Throws ConfigError. */
-export const readConfig = (env: Readonly<Record<string, string | undefined>>, machine = thisMachine): Config => {
+export const readConfig = (env: Variables, machine = thisMachine): Config => {
   const settings = settingsOf(machine);
   const known = Object.values(settings).map(({ name }) => name);
-  const unknown = Object.keys(env).find((name) => name.startsWith(PREFIX) && !known.includes(name) && !FOREIGN_VARIABLES.test(name));
-  if (unknown) throw unknownSettingError(unknown, known);
-  const values = Object.entries(settings).map(([key, { name, initial, parse }]) => [key, parse(env[name] ?? initial, name)]);
+  const file = env[settings.settingsFile.name] ?? "";
+  const fileValues = file === "" ? {} : readSettingsFile(file);
+  const given: Variables = { ...fileValues, ...env };
+  const check = <T>(name: string, body: () => T): T => {
+    try {
+      return body();
+    } catch (error) {
+      throw error instanceof ConfigError && env[name] === undefined && name in fileValues ? new ConfigError(`${file}: ${error.message}`) : error;
+    }
+  };
+  const unknown = Object.keys(given).find((name) => name.startsWith(PREFIX) && !known.includes(name) && !FOREIGN_VARIABLES.test(name));
+  if (unknown) check(unknown, () => throwUnknownSetting(unknown, known));
+  const values = Object.entries(settings).map(([key, { name, initial, kind }]) => [key, check(name, () => kind.parse(given[name] ?? initial, name))]);
   const config = Object.fromEntries(values) as Config;
   requireTlsComplete(config);
-  const arenaMib = fitArena(config, env[settings.arenaMib.name] !== undefined, machine);
+  const arenaMib = fitArena(config, given[settings.arenaMib.name] !== undefined, machine);
   return Object.freeze({ ...config, arenaMib });
+};
+
+const SETTING_LINE = /^\s*(?:export\s+)?(STEPD_\w+)\s*=/;
+
+/**
+ * Reads a file of settings, in the form of an environment file: `NAME=value`, # for comments. Throws ConfigError. An error gives the line's
+ * number but not its content, because the path could name a file of secrets by mistake.
+ */
+export const readSettingsFile = (file: string): Variables => {
+  const setting = settings.settingsFile.name;
+  let text: string;
+  try {
+    text = readFileSync(file, "utf8");
+  } catch (error) {
+    throw new ConfigError(`${setting}: expected a file that can be read, found ${(error as Error).message}`);
+  }
+  const lines = new Map<string, number>();
+  for (const [index, line] of text.split(/\r?\n/).entries()) {
+    if (/^\s*(?:#|$)/.test(line)) continue;
+    const name = SETTING_LINE.exec(line)?.[1];
+    const place = `${file}, line ${index + 1}`;
+    if (name === undefined) throw new ConfigError(`${place}: expected ${PREFIX}NAME=value, found something else`);
+    if (name === setting) throw new ConfigError(`${place}: expected no file of settings inside of another, found ${name}`);
+    const first = lines.get(name);
+    if (first !== undefined) throw new ConfigError(`${place}: expected each setting once, found ${name} already in line ${first}`);
+    lines.set(name, index + 1);
+  }
+  return parseEnv(text) as Variables;
 };
 
 /** Fits the arena into the memory limit: reduces a default size, or throws ConfigError for an explicit size that does not fit. */
@@ -312,13 +376,13 @@ const fitArena = ({ arenaMib, workers, maxJsonMib }: Config, isExplicit: boolean
   throw new ConfigError(`memory limit of ${limit} MiB: expected room for ${parts} and the arena, found ${found}, where ${Math.max(room, 0)} MiB are left`);
 };
 
-/** Creates the error for an unknown setting. Compares names without their common prefix, which would make all names similar. */
-const unknownSettingError = (unknown: string, known: readonly string[]): ConfigError => {
+/** Throws the error for an unknown setting. Compares names without their common prefix, which would make all names similar. */
+const throwUnknownSetting = (unknown: string, known: readonly string[]): never => {
   const near = nearest(
     unknown.slice(PREFIX.length),
     known.map((name) => name.slice(PREFIX.length)),
   );
-  return new ConfigError(
+  throw new ConfigError(
     `${unknown}: expected a setting that --help lists${near === undefined ? "" : ` (the nearest is ${PREFIX}${near})`}, found an unknown name`,
   );
 };
@@ -331,7 +395,7 @@ const requireTlsComplete = ({ tlsCertFile, tlsKeyFile, tlsClientCaFile }: Config
 };
 
 /** Returns warnings about environment variables that have no effect on the server. */
-export const warningsFor = (env: Readonly<Record<string, string | undefined>>, { tokensFile }: Config): readonly string[] =>
+export const warningsFor = (env: Variables, { tokensFile }: Config): readonly string[] =>
   env["STEPD_TOKEN"] && tokensFile === ""
     ? ["STEPD_TOKEN is a setting of clients: calls to this server need no token, because STEPD_TOKENS_FILE names no file of tokens"]
     : [];
@@ -342,7 +406,13 @@ export const namedSettings = (config: Config): Readonly<Record<string, unknown>>
 
 export const helpText = (): string => {
   const lines = Object.values(settings).map(({ name, help, initial }) => `  ${name.padEnd(26)} ${help}${initial === "" ? "" : ` (${initial})`}`);
-  return ["stepd: a stateless optimizer service", "", "Usage: npm start [-- --help | --version]", "", "Environment (defaults in brackets):", ...lines, ""].join(
-    "\n",
-  );
+  return [
+    "stepd: a stateless optimizer service",
+    "",
+    "Usage: npm start [-- --help | --version | --check | settings as options, such as --port 8081]",
+    "",
+    "Environment (defaults in brackets). Each variable is also an option, which overrides it:",
+    ...lines,
+    "",
+  ].join("\n");
 };

@@ -1,7 +1,7 @@
-/** The entry point of `npm start`. It reads the flags and the environment and runs the service. */
-import { parseArgs } from "node:util";
-import { ConfigError, helpText, readConfig, warningsFor } from "./config.ts";
-import { serve } from "./serve.ts";
+/** The entry point of `npm start` and of the image: `stepd serve` with a help that lists the variables. */
+import { type Command, CommandError, type Option, parseArguments, UsageError } from "./cli/_command.ts";
+import { serve } from "./cli/serve.ts";
+import { helpText } from "./config.ts";
 import { version } from "./service.ts";
 
 const fail = (message: string): never => {
@@ -9,27 +9,21 @@ const fail = (message: string): never => {
   process.exit(1);
 };
 
-const readFlags = () => {
-  try {
-    return parseArgs({ options: { help: { type: "boolean", short: "h" }, version: { type: "boolean" } } }).values;
-  } catch (error) {
-    return fail((error as Error).message);
-  }
-};
+const VERSION: Option = { help: "print the version" };
 
 process.stdout.on("error", (error: NodeJS.ErrnoException) => {
   if (error.code !== "EPIPE") fail(`standard output: ${error.message}`);
 });
 
-const flags = readFlags();
-if (flags.help) console.log(helpText());
-else if (flags.version) console.log(version);
-else {
-  try {
-    const config = readConfig(process.env);
-    await serve(config, warningsFor(process.env, config));
-  } catch (error) {
-    if (error instanceof ConfigError) fail(error.message);
-    throw error;
-  }
+const service = serve(process.env);
+const command: Command = { ...service, options: { ...service.options, version: VERSION } };
+
+try {
+  const { isHelp, values, args } = parseArguments(command, process.argv.slice(2));
+  if (isHelp) console.log(helpText());
+  else if (values["version"]) console.log(version);
+  else process.exitCode = await service.run(values, args);
+} catch (error) {
+  if (error instanceof UsageError || error instanceof CommandError) fail(error.message);
+  throw error;
 }

@@ -1,36 +1,25 @@
 /** Creates and connects the components of the server, starts listening, and drains. */
 import { existsSync, readFileSync } from "node:fs";
-import { lstat, rm } from "node:fs/promises";
 import type { IncomingMessage, Server, ServerResponse } from "node:http";
-import net from "node:net";
+import type net from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Server as TlsServer } from "node:tls";
 import { fileURLToPath } from "node:url";
-import { Arena } from "./arena/arena.ts";
-import { Blobs, ResultCache, SharedFolder } from "./blobs/blobs.ts";
-import { type Config, ConfigError, namedSettings } from "./config.ts";
+import type { Arena } from "./arena/arena.ts";
+import { Blobs, ResultCache } from "./blobs/blobs.ts";
+import { type Config, namedSettings } from "./config.ts";
 import { Engine } from "./engine/engine.ts";
-import {
-  Callers,
-  createAdminServer,
-  createHttpServer,
-  HeapBudget,
-  type HttpServer,
-  type Limits,
-  readTls,
-  type Tls,
-  type TlsFiles,
-  Tokens,
-  watchTls,
-} from "./http/server.ts";
-import { KernelsError, Pool, poolBytes } from "./pool/pool.ts";
-import { Hasher, Receipts, SigningKey } from "./receipts/receipts.ts";
+import { Callers, createAdminServer, createHttpServer, HeapBudget, type HttpServer, type Limits, type Tls, watchTls } from "./http/server.ts";
+import { makeArena, openFolder, readCertificates, readReceiptKey, readTokens, startPool, tlsFiles } from "./inputs.ts";
+import { listen, placeOfAdmin, placeOfCalls } from "./listen.ts";
+import type { Pool } from "./pool/pool.ts";
+import { Hasher, Receipts } from "./receipts/receipts.ts";
 import { Rpc } from "./rpc/rpc.ts";
 import { Telemetry } from "./telemetry/telemetry.ts";
 
 const MIB = 2 ** 20;
-const KERNELS = new URL("../build/kernels.wasm", import.meta.url);
-const PAGE = fileURLToPath(new URL("../build/page", import.meta.url));
+/** The folder of the page for browsers. */
+export const PAGE = fileURLToPath(new URL("../build/page", import.meta.url));
 
 export const version = (JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8")) as { version: string }).version;
 
@@ -48,9 +37,6 @@ const limitsOf = ({ requestTimeoutMs, idleTimeoutMs, minBodyRate, maxConnections
   maxInFlight,
   maxComputing: Math.max(MIN_COMPUTING, 2 * workers),
 });
-
-/** Large inputs leave this fraction of the arena free for small calls. */
-const SMALL_CALL_SHARE = 1 / 16;
 
 /** A drain checks at this interval whether all calls are finished. */
 const DRAIN_POLL_MS = 10;
@@ -83,14 +69,20 @@ export class Service implements AsyncDisposable {
     this.telemetry = telemetry;
     const limits = limitsOf(config);
     const files = tlsFiles(config);
-    const tls = files && checkTls(files);
+    const tls = readCertificates(config);
     if (tls) {
       telemetry.logFirstRead("STEPD_TLS_CERT_FILE");
       telemetry.setCertificates(tls.certificates);
     }
-    const tokens = config.tokensFile === "" ? undefined : this.#watches.use(readTokens(config.tokensFile, telemetry));
-    const folder = config.sharedDir === "" ? undefined : openFolder(config.sharedDir);
-    const key = config.receiptKeyFile === "" ? undefined : readReceiptKey(config.receiptKeyFile);
+    const tokens = this.#watches.use(
+      readTokens(config, (result) => {
+        const error = result instanceof Error ? result : undefined;
+        telemetry.logReload("STEPD_TOKENS_FILE", error, error ? {} : { tokens: result });
+      }),
+    );
+    if (tokens) telemetry.logFirstRead("STEPD_TOKENS_FILE");
+    const folder = openFolder(config);
+    const key = readReceiptKey(config);
     this.#hasher = new Hasher(arena.memory, pool.workers);
     const cache = config.cacheMib === 0 ? undefined : new ResultCache(arena, Math.min(config.cacheMib * MIB, arena.capacity));
     const callers = new Callers(limits);
@@ -153,13 +145,8 @@ export class Service implements AsyncDisposable {
   /** Creates all components and starts listening. */
   static async start(config: Config): Promise<Service> {
     const telemetry = new Telemetry({ level: config.logLevel, version, node: process.version });
-    const arena = makeArena(config.arenaMib, poolBytes(config.workers));
-    const pool = await Pool.start(arena, KERNELS, config.workers, {
-      wideVectors: config.wideVectors === "auto",
-      onWorkerLost: (cause) => telemetry.workerLost(cause),
-    }).catch((error: unknown) => {
-      throw error instanceof KernelsError ? new ConfigError(error.message) : error;
-    });
+    const arena = makeArena(config);
+    const pool = await startPool(config, arena, (cause) => telemetry.workerLost(cause));
     let service: Service | undefined;
     try {
       service = new Service(config, arena, pool, telemetry);
@@ -183,13 +170,9 @@ export class Service implements AsyncDisposable {
   }
 
   async #listen(): Promise<void> {
-    const { socket, host, port, adminPort, adminHost } = this.#config;
-    if (socket === "") await listen(this.#server, { host, port }, ["STEPD_HOST", "STEPD_PORT"]);
-    else {
-      await removeStaleSocket(socket);
-      await listen(this.#server, { path: socket }, ["STEPD_SOCKET"]);
-    }
-    if (this.#admin) await listen(this.#admin, { host: adminHost, port: adminPort ?? 0 }, ["STEPD_ADMIN_HOST", "STEPD_ADMIN_PORT"]);
+    await listen(this.#server, placeOfCalls(this.#config));
+    const place = placeOfAdmin(this.#config);
+    if (this.#admin && place) await listen(this.#admin, place);
   }
 
   /**
@@ -265,92 +248,7 @@ const closeAfterReply = (req: IncomingMessage, res: ServerResponse): void => {
   else req.once("end", close);
 };
 
-/** Creates the arena. Throws ConfigError if the address space is too small. */
-const makeArena = (mebibytes: number, reservedBytes: number): Arena => {
-  try {
-    return new Arena(mebibytes, reservedBytes, SMALL_CALL_SHARE);
-  } catch (error) {
-    throw new ConfigError(`STEPD_ARENA_MIB: expected what this process may reserve, found ${mebibytes} (${(error as Error).message})`);
-  }
-};
-
-const openFolder = (path: string): SharedFolder => {
-  try {
-    return new SharedFolder(path);
-  } catch (error) {
-    throw new ConfigError(`STEPD_SHARED_DIR: expected a folder, found ${JSON.stringify(path)} (${(error as Error).message})`);
-  }
-};
-
-const readReceiptKey = (path: string): SigningKey => {
-  try {
-    return new SigningKey(path);
-  } catch (error) {
-    throw new ConfigError(`STEPD_RECEIPT_KEY_FILE: ${(error as Error).message}`);
-  }
-};
-
-const tlsFiles = ({ tlsCertFile: cert, tlsKeyFile: key, tlsClientCaFile: clientCa }: Config): TlsFiles | undefined =>
-  cert === "" ? undefined : { cert, key, clientCa };
-
-const checkTls = (files: TlsFiles): Tls => {
-  try {
-    return readTls(files);
-  } catch (error) {
-    throw new ConfigError((error as Error).message);
-  }
-};
-
-const readTokens = (path: string, telemetry: Telemetry): Tokens => {
-  const onReload = (result: number | Error): void => {
-    const error = result instanceof Error ? result : undefined;
-    telemetry.logReload("STEPD_TOKENS_FILE", error, error ? {} : { tokens: result });
-  };
-  try {
-    const tokens = new Tokens(path, { onReload });
-    telemetry.logFirstRead("STEPD_TOKENS_FILE");
-    return tokens;
-  } catch (error) {
-    throw new ConfigError(`STEPD_TOKENS_FILE: ${(error as Error).message}`);
-  }
-};
-
 const addressOf = (server: Server, scheme: string): string => {
   const { family, address, port } = server.address() as net.AddressInfo;
   return `${scheme}://${family === "IPv6" ? `[${address}]` : address}:${port}`;
-};
-
-/** Starts listening. Throws ConfigError with the setting to change. */
-const listen = async (server: Server, where: net.ListenOptions, names: readonly [string, string] | readonly [string]): Promise<void> => {
-  const { promise, resolve, reject } = Promise.withResolvers<void>();
-  server.once("error", (error: NodeJS.ErrnoException) => {
-    reject(listenError(where, names, error));
-  });
-  server.listen(where, resolve);
-  await promise;
-};
-
-/** Creates the error for a server that cannot listen. It names the setting to change. */
-const listenError = ({ path, host, port }: net.ListenOptions, [at, portName = ""]: readonly string[], error: NodeJS.ErrnoException): ConfigError => {
-  if (path !== undefined) {
-    const reason = error.code === "EADDRINUSE" ? "in use" : error.message;
-    return new ConfigError(`${at}: expected a path to create a socket at, found ${JSON.stringify(path)} (${reason})`);
-  }
-  if (error.code === "EADDRINUSE") return new ConfigError(`${portName}: expected a free port on ${host}, found ${port} in use`);
-  if (error.code === "EACCES") return new ConfigError(`${portName}: expected a port that this user may listen on, found ${port}`);
-  return new ConfigError(`${at}: expected an address of this machine, found ${JSON.stringify(host)} (${error.message})`);
-};
-
-/** Removes the socket file of a killed process, if nobody listens on it. */
-const removeStaleSocket = async (path: string): Promise<void> => {
-  // A plain file refuses connections, too, so only a socket may be removed.
-  if (!(await lstat(path).catch(() => undefined))?.isSocket()) return;
-  const isAnswered = await new Promise<boolean>((resolve) => {
-    const probe = net.connect(path, () => {
-      probe.destroy();
-      resolve(true);
-    });
-    probe.once("error", (error: NodeJS.ErrnoException) => resolve(error.code !== "ECONNREFUSED"));
-  });
-  if (!isAnswered) await rm(path, { force: true });
 };

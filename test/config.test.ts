@@ -118,6 +118,41 @@ test("a socket path that is a regular file stops the start and keeps the file", 
   assert.equal(readFileSync(path, "utf8"), "precious");
 });
 
+/** Writes a file of settings and returns its path. */
+const settingsFile = (text: string): string => {
+  const file = join(mkdtempSync(join(scratch, "settings-")), "stepd.env");
+  writeFileSync(file, text);
+  return file;
+};
+
+test("a file of settings is read below the variables; names of the clients' variables are no mistake in it", () => {
+  const file = settingsFile("STEPD_URL=http://a.example\n  # note\r\nSTEPD_PORT=9000\nSTEPD_TOKENS_FILE='to kens'\nSTEPD_LOG_LEVEL=warn # as usual\n");
+  const config = readConfig({ STEPD_SETTINGS_FILE: file, STEPD_PORT: "9001" });
+  assert.deepEqual([config.port, config.tokensFile, config.logLevel, config.settingsFile], [9001, "to kens", "warn", file]);
+});
+
+test("a mistake in a file of settings is refused with the file and the setting or the line, and without the line's content", () => {
+  for (const [text, message] of [
+    ["STEPD_PORT=x\n", 'STEPD_PORT: expected a whole number from 0 to 65535, found "x"'],
+    ["STEPD_PROT=1\n", "STEPD_PROT: expected a setting that --help lists (the nearest is STEPD_PORT), found an unknown name"],
+    ["STEPD_PORT=1\nSTEPD_HOST=::1\nSTEPD_PORT=2\n", "line 3: expected each setting once, found STEPD_PORT already in line 1"],
+    ["STEPD_SETTINGS_FILE=a\n", "line 1: expected no file of settings inside of another, found STEPD_SETTINGS_FILE"],
+    ["\ntrainer secret-token\n", "line 2: expected STEPD_NAME=value, found something else"],
+    ["NODE_ENV=production\n", "line 1: expected STEPD_NAME=value, found something else"],
+  ] as const) {
+    const file = settingsFile(text);
+    const place = message.startsWith("line") ? `${file}, ` : `${file}: `;
+    assert.throws(() => readConfig({ STEPD_SETTINGS_FILE: file }), { name: "ConfigError", message: `${place}${message}` });
+  }
+  assert.throws(() => readConfig({ STEPD_SETTINGS_FILE: scratch }), { name: "ConfigError", message: /^STEPD_SETTINGS_FILE: expected a file that can be read/ });
+});
+
+test("an arena of the file of settings counts as given: it is refused if it does not fit", () => {
+  const machine = { memory: 2 ** 34, memoryLimit: 2 ** 29, processors: 1 };
+  const file = settingsFile("STEPD_ARENA_MIB=4000\n");
+  assert.throws(() => readConfig({ STEPD_SETTINGS_FILE: file }, machine), { name: "ConfigError", message: /STEPD_ARENA_MIB=4000/ });
+});
+
 test("an unknown setting that resembles none is refused without a suggestion", async () => {
   await using service = run({ ...small, STEPD_FOO: "2" });
   assert.match((await service.ended).stderr, /^stepd: STEPD_FOO: expected a setting that --help lists, found an unknown name\n$/);
@@ -306,7 +341,7 @@ test("--version prints the version of package.json and exits with 0", async () =
   assert.deepEqual(await process.ended, { code: 0, stdout: `${version}\n`, stderr: "" });
 });
 
-for (const args of [["--prot"], ["serve"], ["--help=yes"]]) {
+for (const args of [["--prot"], ["serve"], ["--help=yes"], ["--port"], ["--port", "x"], ["--check=yes"]]) {
   test(`the argument ${args} stops the start with a one-line error`, async () => {
     await using process = run(small, args);
     const { code, stdout, stderr } = await process.ended;
@@ -334,6 +369,7 @@ test("without settings the defaults apply, and other variables are ignored", () 
   const config = readConfig({ PORT: "1", HOST: "x", stepd_port: "2" });
   const { workers, arenaMib, maxJsonMib, ...rest } = config;
   assert.deepEqual(rest, {
+    settingsFile: "",
     host: "127.0.0.1",
     port: 8080,
     socket: "",
@@ -373,6 +409,7 @@ test("the configuration is frozen", () => {
 
 test("the help names exactly the settings that are read", () => {
   const given = {
+    STEPD_SETTINGS_FILE: settingsFile(""),
     STEPD_HOST: "h",
     STEPD_WIDE_VECTORS: "off",
     STEPD_LOG_LEVEL: "info",

@@ -42,6 +42,11 @@ export class Tokens implements Disposable {
     this.#watch = watch([path], () => events.onReload(this.#reload()));
   }
 
+  /** The names of the callers, once for each token. */
+  get names(): readonly string[] {
+    return this.#entries.map(({ identity }) => identity.name);
+  }
+
   /** Returns the caller of an Authorization header. Throws UNAUTHENTICATED; the error does not contain the header. */
   callerOf(header: string | undefined): Identity {
     const token = /^Bearer +(\S+) *$/i.exec(header ?? "")?.[1];

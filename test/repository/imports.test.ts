@@ -24,7 +24,7 @@ const rooms: Readonly<Record<string, Room>> = {
   cli: {
     rooms: ["rpc", "blobs", "engine", "codec", "arena", "pool", "receipts", "telemetry", "errors", "generated"],
     packages: ["cli-progress"],
-    roots: ["config", "serve", "service"],
+    roots: ["check", "config", "serve", "service"],
   },
   http: { rooms: ["rpc", "codec", "telemetry", "errors"], packages: ["express", "cors", "limiter"] },
   rpc: {
@@ -50,7 +50,7 @@ const rooms: Readonly<Record<string, Room>> = {
 
 const dependencies = Object.keys((JSON.parse(readFileSync(join(root, "package.json"), "utf8")) as { dependencies: object }).dependencies);
 const packages = [...dependencies, "ajv/dist/2020.js", "node:worker_threads", "left-pad"];
-const roots = ["main", "serve", "service", "config", "machine"];
+const roots = ["main", "serve", "service", "check", "config", "inputs", "listen", "machine"];
 const files = roots.map((name) => `../${name}.ts`);
 
 const copy = mkdtempSync(join(os.tmpdir(), "stepd-imports-"));
@@ -114,7 +114,7 @@ test("the table, the linter's configuration and src have the same folders", () =
   assert.deepEqual(restricted.sort(), folders.map((folder) => `src/${folder}/**`).sort());
 });
 
-test("the top of src has only the entries, their shared code, the composition root, the configuration and the machine's limits", () => {
+test("the top of src has only the entries, their shared code, the composition root with its parts, the configuration and the machine's limits", () => {
   const files = readdirSync(join(root, "src")).filter((name) => name.endsWith(".ts"));
   assert.deepEqual(files.sort(), roots.map((name) => `${name}.ts`).sort());
 });

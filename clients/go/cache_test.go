@@ -123,7 +123,7 @@ func TestSmallerReplies(t *testing.T) {
 					t.Fatal(err)
 				}
 				for name, read := range map[string]func(){
-					"Bytes": func() { found.State.Bytes() }, "Steps": func() { found.State.Steps() }, "Optimizer": func() { found.State.Optimizer() },
+					"Bytes": func() { found.State.Bytes() }, "Steps": func() { found.State.Steps() }, "Step": func() { found.State.Step() }, "Optimizer": func() { found.State.Optimizer() },
 					"Revision": func() { found.State.Revision() }, "SlotNames": func() { found.State.SlotNames() },
 				} {
 					func() {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log"
 	"os"
 	"path/filepath"
@@ -44,12 +45,12 @@ func Example() {
 		}
 		state = result.State
 	}
-	fmt.Printf("%.2f after %d steps\n", w, state.Steps()["w"])
+	fmt.Printf("%.2f after %d steps\n", w, state.Step())
 	// Output: [3.00 3.00 3.00] after 300 steps
 }
 
-// A state is a file. A run that loads the file continues with the same bits.
-func ExampleState_Save() {
+// A run is two files, the parameters and the state. A process that loads both continues with the same bits.
+func ExampleLoadState() {
 	client, err := stepd.New(os.Getenv("STEPD_URL"))
 	if err != nil {
 		log.Fatal(err)
@@ -61,29 +62,91 @@ func ExampleState_Save() {
 	}
 	defer os.RemoveAll(folder)
 
-	request := stepd.StepRequest{
-		Optimizer: stepd.AdamW(0.1),
-		Params:    stepd.Tensors{stepd.From("w", []float32{1, 2})},
-		Grads:     stepd.Tensors{stepd.From("w", []float32{0.5, -0.5})},
+	// The second call continues the run of the first, as a new process would.
+	for range 2 {
+		if err := train(context.Background(), client, folder, 150); err != nil {
+			log.Fatal(err)
+		}
 	}
-	result, err := client.Step(context.Background(), request)
+	// Output:
+	// [3.00 3.00 3.02] after 150 steps
+	// [3.00 3.00 3.00] after 300 steps
+}
+
+// load returns the parameters and the state of a saved run, or those of a new run if the folder has none.
+func load(folder string) (stepd.Tensors, *stepd.State, error) {
+	params, err := stepd.LoadTensors(filepath.Join(folder, "params.safetensors"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return stepd.Tensors{stepd.From("w", []float32{0, 1, 10})}, nil, nil
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	state, err := stepd.LoadState(filepath.Join(folder, "state.safetensors"))
+	return params, state, err
+}
+
+// train continues a run for some steps, and saves it.
+func train(ctx context.Context, client *stepd.Client, folder string, steps int) error {
+	params, state, err := load(folder)
+	if err != nil {
+		return err
+	}
+	w, err := stepd.Values[float32](params[0]) // a view of the parameters
+	if err != nil {
+		return err
+	}
+	for range steps {
+		result, err := client.Step(ctx, stepd.StepRequest{
+			Optimizer: stepd.AdamW(0.1).With("weight_decay", 0.0),
+			Params:    params,
+			Grads:     stepd.Tensors{stepd.From("w", gradient(w))},
+			State:     state,
+			Into:      params,
+		})
+		if err != nil {
+			return err
+		}
+		state = result.State
+	}
+	fmt.Printf("%.2f after %d steps\n", w, state.Step())
+	if err := params.Save(filepath.Join(folder, "params.safetensors")); err != nil {
+		return err
+	}
+	return state.Save(filepath.Join(folder, "state.safetensors"))
+}
+
+// The server evaluates the schedule at the number of steps in the state, so a resumed run needs nothing else.
+func ExampleSchedule() {
+	client, err := stepd.New(os.Getenv("STEPD_URL"))
 	if err != nil {
 		log.Fatal(err)
 	}
-	path := filepath.Join(folder, "state.safetensors")
-	if err := result.State.Save(path); err != nil {
-		log.Fatal(err)
-	}
+	defer client.Close()
 
-	if request.State, err = stepd.LoadState(path); err != nil {
-		log.Fatal(err)
+	ctx := context.Background()
+	w := []float32{0, 1, 10}
+	params := stepd.Tensors{stepd.From("w", w)}
+	var state *stepd.State
+	for range 3 {
+		result, err := client.Step(ctx, stepd.StepRequest{
+			Optimizer: stepd.AdamW(1e-3),
+			Schedule:  stepd.Schedule{"name": "warmup_cosine", "warmup_steps": 100, "total_steps": 1000, "start_factor": 0.01},
+			Params:    params,
+			Grads:     stepd.Tensors{stepd.From("w", gradient(w))},
+			State:     state,
+			Into:      params,
+		})
+		if err != nil {
+			log.Fatal(err)
+		}
+		state = result.State
+		fmt.Printf("%.3g\n", result.LR)
 	}
-	request.Params = result.Params
-	if result, err = client.Step(context.Background(), request); err != nil {
-		log.Fatal(err)
-	}
-	fmt.Println(result.State.Optimizer(), result.State.SlotNames(), "step", result.Step)
-	// Output: adamw [exp_avg exp_avg_sq] step 2
+	// Output:
+	// 1e-05
+	// 1.99e-05
+	// 2.98e-05
 }
 
 // An error of the server has a name and details.
@@ -126,7 +189,7 @@ func ExampleWithSharedDir() {
 		}
 		state = result.State // the state stays in its file, which the next step names
 	}
-	fmt.Printf("%.2f after %d steps\n", w[0], state.Steps()["w"])
+	fmt.Printf("%.2f after %d steps\n", w[0], state.Step())
 	// Output: 0.30 after 3 steps
 }
 
@@ -170,7 +233,7 @@ func ExampleClient_Share() {
 		}
 		state = result.State
 	}
-	fmt.Printf("%.2f after %d steps\n", w[0], state.Steps()["w"])
+	fmt.Printf("%.2f after %d steps\n", w[0], state.Step())
 	// Output: 0.30 after 3 steps
 }
 

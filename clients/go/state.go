@@ -323,6 +323,19 @@ func (s *State) Steps() map[string]int64 {
 	return steps
 }
 
+// Step returns the largest number of steps that a parameter has taken, as StepResult.Step does. It is 0 for a nil State.
+func (s *State) Step() int64 {
+	if s == nil {
+		return 0
+	}
+	s.mustHaveValues()
+	most := int64(0)
+	for _, step := range s.steps {
+		most = max(most, step)
+	}
+	return most
+}
+
 // SlotNames returns the names of the slots, sorted.
 func (s *State) SlotNames() []string {
 	s.mustHaveValues()

@@ -216,3 +216,18 @@ func TestHostileStates(t *testing.T) {
 		t.Fatal(escaped.Steps())
 	}
 }
+
+func TestStepOfState(t *testing.T) {
+	client, ctx := newClient(t, shared.url), testContext(t)
+	both := Tensors{From("a", []float32{1}), From("b", []float32{2})}
+	first := must[*StepResult](t)(client.Step(ctx, StepRequest{Optimizer: AdamW(0.1), Params: both, Grads: both}))
+	// Without a gradient, b takes no step.
+	second := must[*StepResult](t)(client.Step(ctx, StepRequest{Optimizer: AdamW(0.1), Params: first.Params, Grads: both[:1], State: first.State}))
+	steps, step := second.State.Steps(), second.State.Step()
+	if steps["a"] != 2 || steps["b"] != 1 || step != 2 || step != second.Step {
+		t.Fatal(steps, step, second.Step)
+	}
+	if step := (*State)(nil).Step(); step != 0 {
+		t.Fatal(step)
+	}
+}

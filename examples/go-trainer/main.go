@@ -99,7 +99,7 @@ func train(ctx context.Context, a arguments) (reached bool, err error) {
 	defer client.Close()
 
 	batches := slices.Concat(data.batches[:a.epochs]...)
-	done, stop := stepsOf(state), len(batches)
+	done, stop := int(state.Step()), len(batches)
 	if a.stopAfter >= 0 {
 		stop = min(a.stopAfter, stop)
 	}
@@ -139,7 +139,7 @@ func train(ctx context.Context, a arguments) (reached bool, err error) {
 		}
 	}
 	accuracy := n.accuracy(data.testImages, data.testLabels)
-	fmt.Printf("test accuracy %.2f%% after %d steps\n", 100*accuracy, stepsOf(state))
+	fmt.Printf("test accuracy %.2f%% after %d steps\n", 100*accuracy, state.Step())
 	return accuracy > settings.Goal || stop < len(batches), nil
 }
 
@@ -162,15 +162,4 @@ func newBar(total, done int) *progressbar.ProgressBar {
 		progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionOnCompletion(func() { fmt.Fprintln(os.Stderr) }))
 	_ = bar.Set(done)
 	return bar
-}
-
-// stepsOf returns the number of steps that a state has taken.
-func stepsOf(state *stepd.State) int {
-	most := int64(0)
-	if state != nil {
-		for _, steps := range state.Steps() {
-			most = max(most, steps)
-		}
-	}
-	return int(most)
 }

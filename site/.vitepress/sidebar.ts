@@ -26,6 +26,7 @@ export const sidebar: Item[] = [
           page("All recipes", "/docs/recipes/README.md"),
           page("Weight decay for some tensors", "/docs/recipes/decay.md"),
           page("Warm-up and cosine", "/docs/recipes/schedule.md"),
+          page("Stop and resume", "/docs/recipes/resume.md"),
           page("From a torch checkpoint", "/docs/recipes/torch-checkpoint.md"),
           page("Three replicas on one machine", "/docs/recipes/three-replicas.md"),
           page("Dashboards", "/docs/recipes/dashboards.md"),

@@ -30,6 +30,7 @@ def test_is_a_mapping_without_copies(client: stepd.Client) -> None:
     state = state_of(client)
     assert (state.optimizer, state.revision) == ("nadam", 1)
     assert state.steps == {"a/b": 2, "c": 2, "\U0001f600": 2}
+    assert state.step == 2
     assert set(state.slots) == {"exp_avg", "exp_avg_sq", "mu_product"}
     average = state["exp_avg/a/b"]
     assert average.shape == (2, 3) and average.dtype == np.float32
@@ -59,6 +60,7 @@ def test_picked_states_join_again(client: stepd.Client) -> None:
     state = state_of(client)
     parts = [state.pick([name]) for name in ("c", "\U0001f600", "a/b")]
     assert parts[0].steps == {"c": 2}
+    assert stepd.State.join([parts[0], state_of(client, 1).pick(["a/b"])]).step == 2
     assert stepd.State.join(parts).to_bytes() == state.to_bytes()
     assert client.inspect(parts[0])["tensors"].keys() == {"c"}
 

@@ -94,6 +94,11 @@ export class State {
     return this.#parsed().steps;
   }
 
+  /** The largest number of steps that a parameter has taken. */
+  get step(): number {
+    return Object.values(this.steps).reduce((most, step) => Math.max(most, step), 0);
+  }
+
   /**
    * Merges states of different parameters into one canonical file, with the bytes that the server would write. The first state's
    * optimizer becomes that of the result, and parameters under another optimizer keep theirs.

@@ -52,6 +52,10 @@ suite("Client", () => {
     assert.ok((first.stats?.tensors?.["scale"]?.grad_norm as number) > 0);
     const second = await client.step({ optimizer, params: first.params, grads: grads(1), state: first.state });
     assert.deepEqual(second.state.steps["layer.weight"], 2);
+    // Without a gradient, other parameters take no step.
+    const { "layer.weight": one = assert.fail("layer.weight: no gradient") } = grads(2);
+    const third = await client.step({ optimizer, params: second.params, grads: { "layer.weight": one }, state: second.state });
+    assert.deepEqual([third.state.steps["layer.weight"], third.state.steps["scale"], third.state.step], [3, 2, 3]);
     assert.equal(second.state.optimizer, "adamw");
     assert.deepEqual(second.state.slotNames.toSorted(), ["exp_avg", "exp_avg_sq"]);
     for (const name of ["nope", undefined])

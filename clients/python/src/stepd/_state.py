@@ -186,6 +186,11 @@ class State(Mapping[str, Array]):
         }
 
     @property
+    def step(self) -> int:
+        """The largest number of steps that a parameter has taken."""
+        return max(self.steps.values(), default=0)
+
+    @property
     def slots(self) -> dict[str, dict[str, Array]]:
         """Return the arrays by slot, then by parameter. The steps are not included."""
         slots: dict[str, dict[str, Array]] = {}
@@ -279,8 +284,9 @@ class State(Mapping[str, Array]):
         return State, (self.to_bytes(),)
 
     def __repr__(self) -> str:
-        steps = max(self.steps.values(), default=0)
-        return f"<stepd.State of {self.optimizer}, step {steps}, {self.nbytes} bytes>"
+        return (
+            f"<stepd.State of {self.optimizer}, step {self.step}, {self.nbytes} bytes>"
+        )
 
 
 def _fixed(tensor: Tensor) -> Array:

@@ -130,7 +130,7 @@ class StepdStrategy(FedAvg):  # type: ignore[misc]
         params = {name: self._arrays[name] for name in stepped}
         taken = self.round - 1 + self._ahead
         if self._count == "steps":
-            taken = 0 if self.state is None else max(self.state.steps.values())
+            taken = 0 if self.state is None else self.state.step
         optimizer = self._optimizer
         chosen = optimizer(taken + 1) if callable(optimizer) else optimizer
         if self._count == "rounds":

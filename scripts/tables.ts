@@ -28,7 +28,7 @@ const markdownLink = (reference: string): string => reference.replace(/^(.*), (h
 /** Returns the title of an optimizer's section. */
 const sectionTitle = ({ title, name }: OptimizerDefinition): string => `${title}: ${inlineCode(name)}`;
 
-const sectionLink = (definition: OptimizerDefinition): string => `[${inlineCode(definition.name)}](#${slug(sectionTitle(definition))})`;
+const sectionLink = (definition: OptimizerDefinition): string => `[${inlineCode(definition.name)}](hyperparameters.md#${slug(sectionTitle(definition))})`;
 
 const isPeer = (reference: string): boolean => /^peers?: /.test(reference);
 
@@ -173,7 +173,8 @@ const contents: Readonly<Record<string, Readonly<Record<string, () => string>>>>
   "docs/wire-format.md": { methods: methodTable, errors: errorTable },
   "docs/operations.md": { sizing: sizingTable },
   "docs/settings.md": { settings: settingTable },
-  "docs/optimizers.md": { optimizers: optimizerTable, hyperparameters: () => [...registry.values()].map(hyperparameterTable).join("\n\n") },
+  "docs/optimizers.md": { optimizers: optimizerTable },
+  "docs/hyperparameters.md": { hyperparameters: () => [...registry.values()].map(hyperparameterTable).join("\n\n") },
 };
 
 /** The files that contain generated tables. */

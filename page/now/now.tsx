@@ -187,8 +187,8 @@ export const Now = ({ summary }: PanelProps) => {
             On this page: the <a href="#api">API</a> with calls to try, the <a href="#try">optimizers side by side</a>, and the{" "}
             <a href="#doctor">state doctor</a>
           </li>
-          <li>docs/wire-format.md: methods, tensors, the state, errors and limits</li>
-          <li>docs/optimizers.md and docs/schedules.md: every setting</li>
+          <li>docs/wire-format.md: methods, tensors and errors; docs/state-format.md: the state</li>
+          <li>docs/hyperparameters.md and docs/schedules.md: every setting</li>
           <li>docs/operations.md: sizing, limits and a runbook</li>
           <li>docs/page.md: this page, and how it shows several replicas</li>
           <li>examples/browser: a page that trains a network in the tab, with steps on a server</li>

@@ -14,10 +14,23 @@ export const sidebar: Item[] = [
   {
     text: "Use it",
     items: [
-      page("torch and JAX (Python)", "/clients/python/README.md"),
+      page("torch", "/docs/torch.md"),
+      page("JAX", "/docs/jax.md"),
+      page("Python", "/clients/python/README.md"),
       page("Go", "/clients/go/README.md"),
       page("TypeScript", "/clients/typescript/README.md"),
-      page("HTTP", "/docs/wire-format.md"),
+      {
+        text: "HTTP",
+        collapsed: true,
+        items: [
+          page("Wire format", "/docs/wire-format.md"),
+          page("Sending less", "/docs/blobs.md"),
+          page("optimizer.reduce", "/docs/reduce.md"),
+          page("The state", "/docs/state-format.md"),
+          page("Receipts", "/docs/receipts.md"),
+          page("Limits", "/docs/limits.md"),
+        ],
+      },
       page("JSON-RPC and OpenAPI tools", "/docs/interoperability.md"),
       {
         text: "Recipes",
@@ -39,6 +52,7 @@ export const sidebar: Item[] = [
         collapsed: true,
         items: [
           page("Optimizers", "/docs/optimizers.md"),
+          page("Hyperparameters", "/docs/hyperparameters.md"),
           page("Schedules", "/docs/schedules.md"),
           page("LAMB variants", "/docs/lamb.md"),
           page("Narrow moments", "/docs/narrow-moments.md"),

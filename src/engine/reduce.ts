@@ -402,7 +402,7 @@ const trimmedCount = (method: Exclude<ReduceMethod, { name: "mean" }>, count: nu
   throw StepdError.mismatch("INVALID_PARAMS", `${prefix}/method/cut`, `less than half of ${count} updates`, String(method.cut));
 };
 
-/** Combines updates. docs/wire-format.md lists its errors under optimizer.reduce. */
+/** Combines updates. docs/reduce.md describes the call. */
 export const reduce = async (options: ReduceOptions, files: ReduceFiles, lease: Lease, pool: Pool, queueTime: QueueTime, run: Run): Promise<Reduced> => {
   requireCombinable(options, files);
   const { non_finite: nonFinite = "error", form = "params" } = options;

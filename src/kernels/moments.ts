@@ -1,5 +1,5 @@
 /**
- * Moments in narrow formats (docs/wire-format.md, "Narrow moments"). A step widens a block of a slot to float32, runs the optimizer's
+ * Moments in narrow formats (docs/state-format.md, "Narrow moments"). A step widens a block of a slot to float32, runs the optimizer's
  * kernel on it, and rounds the new moments back.
  *
  * A signed slot is rounded to nearest even. A slot of squares is rounded stochastically, up or down with probabilities that

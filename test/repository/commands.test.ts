@@ -70,6 +70,7 @@ const BLOCKS: Readonly<Record<string, readonly (readonly [begin: string, how: ty
     ["helm install", CLUSTER],
     ["git clone", exempt("installs a service of systemd; test/deploy/systemd.test.ts checks the unit and traces the service")],
   ],
+  "docs/jax.md": [["pip install", by("clients/python/tests/test_install.py")]],
   "docs/recipes/dashboards.md": [
     ["docker compose", ENGINE],
     ["prometheus --config.file", by("test/prometheus/scrape.test.ts")],
@@ -81,6 +82,7 @@ const BLOCKS: Readonly<Record<string, readonly (readonly [begin: string, how: ty
   ],
   "docs/schedules.md": [["curl ", HERE]],
   "docs/settings.md": [["STEPD_PORT=8081", by("test/config.test.ts")]],
+  "docs/torch.md": [["pip install", by("clients/python/tests/test_install.py")]],
   "examples/adam-improvements/README.md": [["examples/adam-improvements/run", by("test/examples/adam-improvements.test.ts")]],
   "examples/browser/README.md": [["examples/browser/run", by("test/examples/browser.test.ts")]],
   "examples/federated/README.md": [["npm ci", by("test/examples/federated.test.ts")]],

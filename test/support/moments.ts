@@ -1,4 +1,4 @@
-/** Encodes and decodes the narrow formats of moments as docs/wire-format.md specifies, without the code under test. */
+/** Encodes and decodes the narrow formats of moments as docs/state-format.md specifies, without the code under test. */
 import { createHash } from "node:crypto";
 import { rawTensors, readFile } from "./tensors.ts";
 import { toBf16 } from "./typed.ts";

@@ -77,6 +77,11 @@ def test_install_commands_of_other_pages(environment: pathlib.Path) -> None:
     (environment / "stepd").symlink_to(ROOT)
     (environment / "trainer").mkdir()
     torch, optax = commands(ROOT / "README.md")
+    # The pages of torch and JAX have the commands of the client's README.
+    of_client = commands(ROOT / "clients/python/README.md")
+    for page, extra in (("torch", "torch"), ("jax", "optax")):
+        (command,) = commands(ROOT / f"docs/{page}.md")
+        assert any(line.startswith(command) and extra in line for line in of_client)
     for command, use in ((torch, USES["torch"]), (optax, USES["optax"])):
         in_environment(
             environment, f"cd {environment}/trainer && {command}", PIP_NO_DEPS="1"

@@ -1,4 +1,4 @@
-"""Tests that every example of the READMEs runs."""
+"""Tests that every example of the READMEs and of other pages runs."""
 
 from __future__ import annotations
 
@@ -13,35 +13,41 @@ import pytest
 import torch
 from conftest import ROOT, Server
 
-README = pathlib.Path(__file__).parents[1] / "README.md"
+PAGES = [
+    ROOT / name for name in ("clients/python/README.md", "docs/torch.md", "docs/jax.md")
+]
 
 
 def python_blocks(readme: pathlib.Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
 
 
-def test_examples(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", PAGES, ids=["python", "torch", "jax"])
+def test_examples(
+    page: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "shared"
     folder.mkdir()
     with Server(STEPD_SHARED_DIR=str(folder), STEPD_CACHE_MIB="16") as server:
-        run(server.url, folder, tmp_path, monkeypatch)
+        run(page, server.url, folder, tmp_path, monkeypatch)
     assert list(folder.iterdir()) == []
 
 
 def run(
+    page: pathlib.Path,
     url: str,
     folder: pathlib.Path,
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    blocks = python_blocks(README)
-    assert len(blocks) > 5
+    blocks = python_blocks(page)
+    assert len(blocks) > 2
     namespace: dict[str, Any] = {}
     for block in blocks:
         code = block.replace("http://127.0.0.1:8080", url)
         code = code.replace("/dev/shm/stepd", str(folder))
-        exec(compile(code, str(README), "exec"), namespace)
+        exec(compile(code, str(page), "exec"), namespace)
     namespace["client"].close()
 
 

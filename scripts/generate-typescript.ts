@@ -1,10 +1,11 @@
 /**
- * Writes the parts of clients/typescript that derive from the server: the types of the wire, and error names. Part of `npm run
+ * Writes the parts of clients/typescript that derive from the server: the types of the wire, error names, and what optimizers need. Part of `npm run
  * generate`.
  */
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { errors } from "../src/errors/errors.ts";
+import { registry } from "../src/optimizers/registry.ts";
 
 const root = join(import.meta.dirname, "..");
 const target = join(root, "clients/typescript/src");
@@ -24,4 +25,14 @@ const names = Object.keys(errors).map((name) => JSON.stringify(name));
 writeFileSync(
   join(target, "errors.gen.ts"),
   `// DO NOT EDIT: written by \`npm run generate\`.\n/** The names of all errors of the server. */\nexport type ErrorName =\n  | ${names.join("\n  | ")};\n`,
+);
+
+const needs = [...registry.values()].map(({ name, wholeTensors = false }) => `  ${name}: ${JSON.stringify(wholeTensors)},\n`);
+writeFileSync(
+  join(target, "optimizers.gen.ts"),
+  `// DO NOT EDIT: written by \`npm run generate\`.
+/** Whether an optimizer needs whole tensors: always, never, or with a hyperparameter. */
+export const WHOLE_TENSORS: Readonly<Record<string, boolean | string>> = {
+${needs.join("")}};
+`,
 );

@@ -1,14 +1,15 @@
 /** Client of one stepd server: MessagePack over `fetch`, in Node and in browsers. */
 import { type BodyBlob, bytesIn, CallBlobs, sizeOf } from "./blobs.ts";
+import type { CachedStepInput, NormsInput, StepInput, StepResult, StepSettings } from "./calls.ts";
 import { describeValue, isObject, requireName, requireObject, requireOptions, requireSettings, requireState, requireStep, requireTensors } from "./checks.ts";
 import { StepdError } from "./errors.ts";
+import { isShards, isSplit, type PartedInput, Splitter, withoutState } from "./parts.ts";
 import { type ReduceInput, type ReduceResult, reduceResultOf, requireReduce } from "./reduce.ts";
 import { SharedFolder } from "./shared.ts";
 import { State } from "./state.ts";
-import { fileParts, type Tensor, type Tensors, toTensorsLike, toTensorsNamed } from "./tensors.ts";
-import { type CallOptions, CLIENT_OPTIONS, type ClientOptions, type Read, Transport } from "./transport.ts";
+import { fileParts, type Tensor, toTensorsLike, toTensorsNamed } from "./tensors.ts";
+import { type CallOptions, CLIENT_OPTIONS, type ClientOptions, type Read, requireCallOptions, requireConnections, Transport } from "./transport.ts";
 import type {
-  Cached,
   ConvertParams,
   DescribeResult,
   EvaluateParams,
@@ -18,50 +19,8 @@ import type {
   NormsResult,
   PlanParams,
   PlanResult,
-  ReplyOptions,
-  StepParams,
   StepResult as WireResult,
 } from "./wire.gen.ts";
-
-/** Selects the results in the reply. The client itself sets their places (`into`). */
-export type StepReply = Omit<ReplyOptions, "into">;
-
-/** A step's options without its tensors, under their wire names. */
-export interface StepSettings extends Omit<StepParams, "params" | "grads" | "reduce" | "state" | "reply"> {
-  /** Selects the results in the reply. With `cache`, the server caches the new parameters and state. */
-  readonly reply?: StepReply | undefined;
-}
-
-export interface StepInput extends StepSettings {
-  readonly params: Tensors;
-  readonly grads: Tensors;
-  /** The state of the last result, or the bytes of a stored state. Absent at the first step. */
-  readonly state?: State | Uint8Array | null | undefined;
-  /**
-   * The `cached` member of an earlier result. The client does not send the parameters and state that it names. If the server
-   * has dropped either, the client sends `params` or `state` instead, so both must stay unchanged until the call ends.
-   */
-  readonly cached?: Cached | undefined;
-}
-
-/** A step whose parameters are only in the server's cache. */
-export interface CachedStepInput extends Omit<StepInput, "params" | "cached"> {
-  readonly params?: undefined;
-  /** Must name the parameters. */
-  readonly cached: Cached;
-}
-
-export interface StepResult extends Omit<WireResult, "params" | "state"> {
-  /** Empty if the step had `reply.params: "none"`. */
-  readonly params: Record<string, Tensor>;
-  /** Reading the state throws RangeError if the step had `reply.state: "none"`. */
-  readonly state: State;
-}
-
-export interface NormsInput extends Pick<StepInput, "grads" | "loss_scale" | "slices"> {
-  /** Needed if a parameter's dtype differs from its gradient's, because the parameter's dtype decides the arithmetic. */
-  readonly params?: Tensors | undefined;
-}
 
 export interface AverageInput extends Pick<StepInput, "optimizer" | "groups" | "params"> {
   readonly state: State;
@@ -91,9 +50,20 @@ export interface ServerInfo {
   readonly limits: Readonly<Record<string, number>>;
 }
 
+/** Returns the milliseconds of a round trip to a client's server; 0 if unknown. */
+export let roundTripOf: (client: Client) => Promise<number>;
+
+const CONNECTIONS = 2;
+
 export class Client {
   readonly #transport: Transport;
+  readonly #parts: Splitter;
+  readonly #connections: number;
   #folder: SharedFolder | undefined;
+
+  static {
+    roundTripOf = (client) => client.#transport.roundTrip();
+  }
 
   /**
    * `url` is the server's root, such as http://127.0.0.1:8080. Several clients may share one `folder`. Throws TypeError for
@@ -101,7 +71,23 @@ export class Client {
    */
   constructor(url: string, options: ClientOptions = {}, folder?: SharedFolder) {
     requireOptions(options, CLIENT_OPTIONS);
-    this.#transport = new Transport(url, options);
+    const { connections, ...rest } = options;
+    this.#transport = new Transport(url, rest);
+    const count = connections ?? (this.#transport.isLocal ? 1 : CONNECTIONS);
+    requireConnections(count);
+    const once = {
+      url: this.url,
+      step: (input: StepInput | CachedStepInput, options?: CallOptions) => this.#step(input, options),
+      norms: (input: NormsInput, options?: CallOptions) => this.norms(input, options),
+      reduce: (input: ReduceInput, options?: CallOptions) => this.reduce(input, options),
+    };
+    this.#parts = new Splitter(
+      (call, options) => call(once, options),
+      count,
+      undefined,
+      () => this.#transport.roundTrip(),
+    );
+    this.#connections = count;
     this.#folder = folder ?? (options.sharedDir === undefined ? undefined : new SharedFolder(options.sharedDir));
   }
 
@@ -121,18 +107,28 @@ export class Client {
    */
   async step(input: StepInput | CachedStepInput, options?: CallOptions): Promise<StepResult> {
     requireStep(input);
+    if (isShards(input.cached) || (this.#connections > 1 && !this.#folder)) {
+      requireCallOptions(options ?? {});
+      if (isSplit(input, this.url)) return this.#parts.step(input as PartedInput, options ?? {});
+    }
+    return this.#step(input, options);
+  }
+
+  /** Runs a step as one call. */
+  async #step(input: StepInput | CachedStepInput, options?: CallOptions): Promise<StepResult> {
     const { params, grads, state, cached, clip, reply = {}, ...settings } = input;
     if (cached !== undefined && typeof cached !== "object") throw new TypeError(`cached: expected that of a result, found ${describeValue(cached)}`);
-    if (Array.isArray(cached)) throw new TypeError("cached: expected that of a Client's result, found a ShardedClient's, which names parts of the tensors");
-    const { params: cachedParams, state: cachedState } = cached ?? {};
+    if (isShards(cached)) throw new TypeError("cached: expected that of a Client's result, found a ShardedClient's, which names parts of the tensors");
+    const { params: cachedParams, state: cachedState, grads: cachedGrads } = cached ?? {};
     if (!params && !cachedParams) throw new TypeError("params: expected tensors, or cached with the name of some; found neither");
     const files = { params: params && fileParts(params), grads: fileParts(grads) };
     return this.#withBlobs([files.params, files.grads], state, async (blobs) => {
       const values = {
         params: () => files.params && blobs.put(files.params),
+        grads: () => blobs.put(files.grads),
         state: () => (state ? blobs.putState(state) : undefined),
       };
-      const sources = { params: cachedParams ?? values.params(), grads: blobs.put(files.grads), state: cachedState ?? values.state() ?? null };
+      const sources = { params: cachedParams ?? values.params(), grads: cachedGrads ?? values.grads(), state: cachedState ?? values.state() ?? null };
       const into = {
         params: files.params && reply.params !== "none" ? blobs.room(sizeIn(files.params)) : undefined,
         state: state && reply.state !== "none" ? blobs.room(sizeOf(state)) : undefined,
@@ -308,23 +304,13 @@ const clipOnWire = (clip: NonNullable<StepSettings["clip"]>): typeof clip =>
 const sizeIn = (parts: readonly Uint8Array[]): number => parts.reduce((sum, { length }) => sum + length, 0);
 
 /** Returns which blob the server has dropped from its cache; undefined for any other error. */
-const missingBlobOf = (error: unknown): "params" | "state" | undefined => {
-  if (!(error instanceof StepdError && error.code === "BLOB_MISSING")) return undefined;
-  return error.field === "/params" ? "params" : error.field === "/state" ? "state" : undefined;
-};
+const missingBlobOf = (error: unknown): "params" | "grads" | "state" | undefined =>
+  error instanceof StepdError && error.code === "BLOB_MISSING"
+    ? (["params", "grads", "state"] as const).find((field) => error.field === `/${field}`)
+    : undefined;
 
 /** Returns whether the new state was larger than its place. An optimizer may add slots after the first step. */
 const isTooSmall = (error: unknown): boolean => error instanceof StepdError && error.code === "INVALID_PARAMS" && error.field === "/reply/into/state/length";
-
-/**
- * Adds a `state` whose getter throws. The property is not enumerable, so that copying or printing the result does not throw.
- */
-export const withoutState = <Result extends object>(result: Result): Result & Pick<StepResult, "state"> =>
-  Object.defineProperty(result, "state", {
-    get: () => {
-      throw new RangeError("state: it stayed on the server (reply.state is none), where cached names it");
-    },
-  }) as Result & Pick<StepResult, "state">;
 
 /** Returns a function that accepts a reply if it has `member`, which only replies of this method have. */
 const readWith =

@@ -1,22 +1,11 @@
 /** Client of stepd for Node and browsers. */
-export {
-  type AverageInput,
-  type CachedStepInput,
-  Client,
-  type Conversion,
-  type ConvertInput,
-  type NormsInput,
-  type ServerInfo,
-  type StepInput,
-  type StepReply,
-  type StepResult,
-  type StepSettings,
-} from "./client.ts";
+export type { CachedShard, CachedStepInput, NormsInput, StepCached, StepInput, StepReply, StepResult, StepSettings } from "./calls.ts";
+export { type AverageInput, Client, type Conversion, type ConvertInput, type ServerInfo } from "./client.ts";
 export type { ErrorName } from "./errors.gen.ts";
 export { StepdError, TransportError } from "./errors.ts";
 export { Ledger, type LedgerInput, type LedgerOptions } from "./ledger.ts";
 export type { ReduceInput, ReduceResult, ReduceSettings, Update } from "./reduce.ts";
-export { type CachedShard, ShardedClient, type ShardedInput, type ShardedOptions, type ShardedResult } from "./sharded.ts";
+export { ShardedClient, type ShardedInput, type ShardedOptions, type ShardedResult } from "./sharded.ts";
 export { State } from "./state.ts";
 export { type DType, type Tensor, type Tensors, toTensors, type UpdateTensor, type UpdateTensors } from "./tensors.ts";
 export type { CallOptions, ClientOptions, Fetch } from "./transport.ts";

@@ -2,8 +2,9 @@
  * A ledger: a file with a line for each step, its receipt in JSON. `stepd verify` checks it and repeats its steps. Node only: its
  * modules load with the first ledger, so that browser bundles contain no Node module.
  */
+
+import type { StepInput, StepResult } from "./calls.ts";
 import { describeValue } from "./checks.ts";
-import type { StepInput, StepResult } from "./client.ts";
 import type { ShardedResult } from "./sharded.ts";
 import { State } from "./state.ts";
 import { fileParts } from "./tensors.ts";

@@ -1,5 +1,5 @@
 /** Selects a replica of the server for each call, and fails over to other replicas. */
-import type { Client } from "./client.ts";
+import type { Call, Caller } from "./calls.ts";
 import { StepdError, TransportError } from "./errors.ts";
 import { Backoff, pause, type RetryOptions } from "./retries.ts";
 import type { CallOptions } from "./transport.ts";
@@ -8,15 +8,13 @@ import type { CallOptions } from "./transport.ts";
 const FIRST_COOL_DOWN_MS = 1_000;
 const MAX_COOL_DOWN_MS = 60_000;
 
-export type Call<Result> = (client: Client, options: CallOptions) => Promise<Result>;
-
 export class Replicas {
   readonly #replicas: readonly Replica[];
   readonly #retries: RetryOptions;
   #turn = 0;
 
   /** `retries` counts rounds over all replicas, after the first round. The clients themselves must not retry. */
-  constructor(clients: readonly Client[], retries: RetryOptions) {
+  constructor(clients: readonly Caller[], retries: RetryOptions) {
     this.#replicas = clients.map((client) => new Replica(client));
     this.#retries = retries;
   }
@@ -66,7 +64,7 @@ const isRefused = (error: StepdError | TransportError): boolean => error instanc
 type SortKey = readonly [coolDown: number, isNotHome: number, calls: number, turn: number];
 
 class Replica {
-  readonly #client: Client;
+  readonly #client: Caller;
   #calls = 0;
   #turn = -1;
   /** The number of failures in a row. */
@@ -74,7 +72,7 @@ class Replica {
   #failedAt = 0;
   #coolDownUntil = 0;
 
-  constructor(client: Client) {
+  constructor(client: Caller) {
     this.#client = client;
   }
 

@@ -1,6 +1,6 @@
 /** Holds the state of an optimizer: a safetensors file, readable from any language. */
 import { SharedPlace } from "./shared.ts";
-import { compareUtf8, dataStartOf, type FileTensor, fileOf, LENGTH_BYTES, readFile, type Tensor, toTensor } from "./tensors.ts";
+import { compareUtf8, dataStartOf, elementsOf, type FileTensor, fileOf, LENGTH_BYTES, readFile, type Tensor, toTensor } from "./tensors.ts";
 
 const FORMAT = "stepd.state/1";
 
@@ -38,6 +38,35 @@ interface Contents {
  */
 export let placeOf: (state: State | Uint8Array) => SharedPlace | undefined;
 
+/** First and last element (exclusive) of a slice. */
+export type Range = readonly [begin: number, end: number];
+
+/** The slices of a call, by parameter name. */
+export type Slices = Readonly<Record<string, Range>>;
+
+/** Returns whether all entries of a parameter have its shape, except for scalars and scales. */
+export let isElementwise: (state: State, parameter: string, shape: readonly number[]) => boolean;
+
+/** Returns the part of a state that belongs to a call with these parameters. */
+export let partOfState: (state: State, names: ReadonlySet<string>, slices: Slices) => State;
+
+/** Joins the states of all calls of a step, as State.join does. `shapes` are those of whole parameters. */
+export let joinedState: (parts: readonly { readonly state: State; readonly slices: Slices }[], shapes: Readonly<Record<string, readonly number[]>>) => State;
+
+/** Elements of a moment in 8 bits that share a scale. */
+const BLOCK_ELEMENTS = 64;
+
+const isScales = (key: string): boolean => slotOf(key).endsWith(".scale");
+
+const blocksOf = (elements: number): number => Math.ceil(elements / BLOCK_ELEMENTS);
+
+/** Returns the range of an entry's elements, from that of its parameter. */
+const rangeIn = (key: string, [begin, end]: Range): Range => (isScales(key) ? [begin / BLOCK_ELEMENTS, blocksOf(end)] : [begin, end]);
+
+/** Returns the slice that an entry of a state belongs to. Scalars stay whole. */
+const sliceFor = (key: string, { shape }: FileTensor, slices: Slices): Range | undefined =>
+  shape.length > 0 && Object.hasOwn(slices, parameterOf(key)) ? rangeIn(key, slices[parameterOf(key)] as Range) : undefined;
+
 export class State {
   /** The bytes of the file. A file in a shared folder is read on demand; `#bytesRead` counts the bytes read so far. */
   readonly #file: Uint8Array<ArrayBuffer>;
@@ -48,6 +77,39 @@ export class State {
 
   static {
     placeOf = (state) => (state instanceof State ? state.#place : undefined);
+    isElementwise = (state, parameter, shape) =>
+      [...state.#parsed().entries].every(([key, tensor]) => {
+        if (parameterOf(key) !== parameter || tensor.shape.length === 0) return true;
+        return String(tensor.shape) === String(isScales(key) ? [blocksOf(elementsOf(shape))] : shape);
+      });
+    partOfState = (state, names, slices) =>
+      state.#pick(names, (key, tensor) => {
+        const range = sliceFor(key, tensor, slices);
+        if (!range) return tensor;
+        const size = tensor.bytes.length / elementsOf(tensor.shape);
+        return { dtype: tensor.dtype, shape: [range[1] - range[0]], bytes: tensor.bytes.subarray(range[0] * size, range[1] * size) };
+      });
+    joinedState = (parts, shapes) => {
+      const whole = new Map<string, FileTensor>();
+      return State.#join(
+        parts.map(({ state }) => state),
+        parts.flatMap(({ state, slices }) =>
+          [...state.#readAll()].filter(([key, tensor]) => {
+            const own = shapes[parameterOf(key)];
+            if (!own || !Object.hasOwn(slices, parameterOf(key))) return true;
+            const range = sliceFor(key, tensor, slices);
+            // Every slice has the same step count and scalars.
+            const shape = !range ? [] : isScales(key) ? [blocksOf(elementsOf(own))] : own;
+            const size = tensor.bytes.length / elementsOf(tensor.shape);
+            const entry = whole.get(key) ?? { dtype: tensor.dtype, shape, bytes: new Uint8Array(elementsOf(shape) * size) };
+            whole.set(key, entry);
+            entry.bytes.set(tensor.bytes, (range?.[0] ?? 0) * size);
+            return false;
+          }),
+        ),
+        whole,
+      );
+    };
   }
 
   /**
@@ -105,8 +167,16 @@ export class State {
    */
   static join(states: readonly State[]): State {
     if (!Array.isArray(states) || !states.every((state) => state instanceof State)) throw new TypeError("states: expected a list of State");
-    const [first] = states as readonly State[];
-    if (!first) throw new RangeError("there is no state to join");
+    if (states.length === 0) throw new RangeError("there is no state to join");
+    return State.#join(
+      states,
+      (states as readonly State[]).flatMap((state) => [...state.#readAll()]),
+    );
+  }
+
+  /** Builds a state of the given entries, with the optimizers of all states. */
+  static #join(states: readonly State[], some: readonly (readonly [string, FileTensor])[], more: Iterable<readonly [string, FileTensor]> = []): State {
+    const [first] = states as readonly [State];
     const optimizers = new Map<string, string>();
     const revisions = new Map<string, number>();
     for (const state of states) {
@@ -119,7 +189,7 @@ export class State {
       if (parsed.optimizer !== first.optimizer) for (const parameter of state.parameters) optimizers.set(parameter, parsed.optimizer);
       for (const [parameter, optimizer] of parsed.optimizers) optimizers.set(parameter, optimizer);
     }
-    const entries = states.flatMap((state) => [...state.#readAll()]);
+    const entries = [...some, ...more];
     entries.sort(([a, { dtype: left }], [b, { dtype: right }]) => (DTYPE_RANK[left] ?? 6) - (DTYPE_RANK[right] ?? 6) || compareUtf8(a, b));
     const duplicate = entries.find(([key], index) => key === entries[index + 1]?.[0]);
     if (duplicate) throw new RangeError(`${JSON.stringify(duplicate[0])} stands in two of the states`);
@@ -129,9 +199,17 @@ export class State {
   /** Returns the part of the state that belongs to `parameters`. */
   pick(parameters: ReadonlySet<string>): State {
     if (!(parameters instanceof Set)) throw new TypeError("parameters: expected a Set of names");
+    return this.#pick(parameters, (_, tensor) => tensor);
+  }
+
+  #pick(parameters: ReadonlySet<string>, change: (key: string, tensor: FileTensor) => FileTensor): State {
     const { optimizers, revisions } = this.#parsed();
     const entries = [...this.#readAll()].filter(([key]) => parameters.has(parameterOf(key)));
-    return this.#build(entries, optimizers, revisions);
+    return this.#build(
+      entries.map(([key, tensor]) => [key, change(key, tensor)] as const),
+      optimizers,
+      revisions,
+    );
   }
 
   /** Builds a state of this state's optimizer. `optimizers` may contain parameters without entries, which are left out. */

@@ -36,7 +36,7 @@ const DTYPE_BYTES: Readonly<Record<string, number>> = { F32: 4, F64: 8, BF16: 2,
 export const LENGTH_BYTES = 8;
 const HEADER_ALIGNMENT = 8;
 
-const elementsOf = (shape: readonly number[]): number => shape.reduce((product, size) => product * size, 1);
+export const elementsOf = (shape: readonly number[]): number => shape.reduce((product, size) => product * size, 1);
 
 /** Returns a tensor's dtype. Throws TypeError, with the tensor's name, if array, shape and dtype contradict each other. */
 const checkedDtype = (name: string, { shape, data, dtype }: UpdateTensor): DType | "I8" => {
@@ -51,6 +51,11 @@ const checkedDtype = (name: string, { shape, data, dtype }: UpdateTensor): DType
     fail("a shape of sizes from 0 on", Array.isArray(shape) ? `[${shape}]` : JSON.stringify(shape));
   if (elementsOf(shape) !== data.length) fail(`${elementsOf(shape)} values for shape [${shape}]`, data.length);
   return implied ?? (dtype as DType);
+};
+
+/** Throws TypeError if array, shape and dtype of a tensor contradict each other. */
+export const checkTensors = (tensors: Tensors): void => {
+  for (const [name, tensor] of Object.entries(tensors)) checkedDtype(name, tensor);
 };
 
 const kindOf = (value: unknown): string => (value as object | null | undefined)?.constructor?.name ?? String(value);

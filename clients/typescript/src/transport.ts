@@ -20,6 +20,11 @@ export interface ClientOptions extends RetryOptions {
    * their tensors and states into files in the folder. With tokens, pass the subfolder with the token's name. Node only.
    */
   readonly sharedDir?: string | undefined;
+  /**
+   * The connections that carry the parts of a step of 4 MiB or more, so that results arrive while inputs leave. By default 2, but 1
+   * to a server on this host, which has no link to wait for; with 1 each step is one call.
+   */
+  readonly connections?: number | undefined;
 }
 
 /** Builds a result from a decoded reply. */
@@ -38,6 +43,7 @@ export const CLIENT_OPTIONS = {
   timeoutMs: true,
   fetch: true,
   sharedDir: true,
+  connections: true,
   retries: true,
   refusedMs: true,
   warn: true,
@@ -48,6 +54,7 @@ const MSGPACK = "application/vnd.msgpack";
 const JSON_TYPE = "application/json";
 
 const DEFAULT_TIMEOUT_MS = 60_000;
+const ROUND_TRIP_TIMEOUT_MS = 5_000;
 const LARGE_BYTES = 2 ** 20;
 /** An error below this status is final: the server no longer works on the call. */
 const SERVER_FAULT = 500;
@@ -60,6 +67,9 @@ export class Transport {
   readonly #timeoutMs: number;
   readonly #retries: RetryOptions;
   readonly #fetch: Fetch;
+
+  /** The milliseconds of a round trip; undefined before the first measurement. */
+  #roundTrip: Promise<number> | undefined;
 
   constructor(url: string, { token, timeoutMs = DEFAULT_TIMEOUT_MS, fetch: send, ...retries }: ClientOptions) {
     this.url = serverRoot(url);
@@ -112,6 +122,22 @@ export class Transport {
       signal?.throwIfAborted();
       return false;
     }
+  }
+
+  /** Whether the server is on this host. */
+  get isLocal(): boolean {
+    const { hostname } = new URL(this.url);
+    return hostname === "localhost" || hostname === "[::1]" || /^127\.\d+\.\d+\.\d+$/.test(hostname);
+  }
+
+  /** Returns the milliseconds of a round trip, which the first call measures on an open connection; 0 if the server does not answer. */
+  roundTrip(): Promise<number> {
+    const measure = async (): Promise<number> => {
+      const start = performance.now();
+      return (await this.isOk("/health/ready", { timeoutMs: ROUND_TRIP_TIMEOUT_MS })) ? performance.now() - start : 0;
+    };
+    this.#roundTrip ??= measure();
+    return this.#roundTrip;
   }
 
   async #send<Result>(path: string, body: Blob | undefined, read: Read<Result>, { signal, timeoutMs = this.#timeoutMs }: CallOptions): Promise<Result> {
@@ -227,6 +253,11 @@ export const requireCallOptions = (options: CallOptions): void => {
   const { signal } = options;
   if (signal !== undefined && typeof (signal as Partial<AbortSignal> | null)?.throwIfAborted !== "function")
     throw new TypeError(`signal: expected an AbortSignal, found ${describeValue(signal)}`);
+};
+
+export const requireConnections = (connections: number): void => {
+  if (!(Number.isInteger(connections) && connections >= 1))
+    throw new TypeError(`connections: expected a whole number of at least 1, found ${String(connections)}`);
 };
 
 const requireTimeout = (timeoutMs: number): void => {

@@ -1,8 +1,8 @@
-/** Merges the warnings of several calls into those that one call with all tensors would return. */
+/** Merges the warnings, or the texts of errors, of several calls into those that one call with all tensors would return. */
 import { compareUtf8 } from "./tensors.ts";
 
-/** A server names at most this many tensors in one warning. */
-const MAX_NAMED_TENSORS = 8;
+/** A server names at most this many tensors in a warning or an error. */
+export const MAX_NAMED_TENSORS = 8;
 
 /** Matches one tensor of a warning's list: "a" (1 value), "b" (2 values) and 3 more tensors. Names are JSON strings. */
 const LISTED = String.raw`"[^"\\]*(?:\\.[^"\\]*)*" \(\d+ values?\)`;
@@ -23,9 +23,15 @@ export const joinedWarnings = (sentences: readonly string[]): string[] => {
 };
 
 const listing = (listed: readonly string[], more: number): string => {
-  const nameOf = (entry: string): string => JSON.parse(entry.slice(0, entry.lastIndexOf(" ("))) as string;
-  const ordered = listed.map((entry) => [nameOf(entry), entry] as const).sort(([a], [b]) => compareUtf8(a, b));
+  // A tensor in slices stands in several sentences.
+  const counts = new Map<string, number>();
+  for (const entry of listed) {
+    const at = entry.lastIndexOf(" (");
+    const text = entry.slice(0, at);
+    counts.set(text, (counts.get(text) ?? 0) + Number.parseInt(entry.slice(at + 2), 10));
+  }
+  const ordered = [...counts].sort(([a], [b]) => compareUtf8(JSON.parse(a) as string, JSON.parse(b) as string));
   const rest = more + ordered.length - MAX_NAMED_TENSORS;
-  const first = ordered.slice(0, MAX_NAMED_TENSORS).map(([, entry]) => entry);
+  const first = ordered.slice(0, MAX_NAMED_TENSORS).map(([text, count]) => `${text} (${count} ${count === 1 ? "value" : "values"})`);
   return first.join(", ") + (rest > 0 ? ` and ${rest} more tensors` : "");
 };

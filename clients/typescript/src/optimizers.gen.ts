@@ -1,0 +1,28 @@
+// DO NOT EDIT: written by `npm run generate`.
+/** Whether an optimizer needs whole tensors: always, never, or with a hyperparameter. */
+export const WHOLE_TENSORS: Readonly<Record<string, boolean | string>> = {
+  adabelief: false,
+  adadelta: false,
+  adagrad: false,
+  adam: "caution",
+  adamax: false,
+  adamw: "caution",
+  adopt: false,
+  asgd: false,
+  lamb: true,
+  lars: true,
+  lion: "caution",
+  muon: true,
+  nadam: false,
+  qhadam: false,
+  qhadamw: false,
+  qhm: false,
+  radam: false,
+  rmsprop: false,
+  rprop: false,
+  schedule_free_adamw: false,
+  schedule_free_sgd: false,
+  sgd: false,
+  signum: false,
+  yogi: false,
+};

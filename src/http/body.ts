@@ -65,6 +65,8 @@ interface ReceiveOptions {
   readonly flight: Flight;
   /** Called with the number of admitted bytes: once for the whole length, or for each chunk if the length is unknown. */
   onAdmitted(bytes: number): void;
+  /** Called with the number of bytes of each chunk that has arrived. */
+  onChunk(bytes: number): void;
   /** Called at the end of the body. From then on the caller waits for the server. A promise delays the rest until the call's turn. */
   onReceived(lease: Lease): Promise<void> | undefined;
 }
@@ -94,7 +96,7 @@ export class Receiver {
   }
 
   /** Receives a whole body. The caller must dispose the returned lease. If this method throws, it has released the lease. */
-  async receive({ req, res, type, heap, flight, onAdmitted, onReceived }: ReceiveOptions): Promise<Body> {
+  async receive({ req, res, type, heap, flight, onAdmitted, onChunk, onReceived }: ReceiveOptions): Promise<Body> {
     const encoding = (req.headers["content-encoding"] ?? "identity").toLowerCase();
     const isCompressed = encoding !== "identity";
     if (isCompressed && (type.format !== "json" || !Object.hasOwn(INFLATERS, encoding))) {
@@ -119,6 +121,7 @@ export class Receiver {
       const bytes = await this.#receiveInto(req, lease, heap, flight, length, (end, chunk) => {
         if (type.format === "json") admit(end);
         if (length === undefined) onAdmitted(chunk);
+        onChunk(chunk);
       });
       const turn = onReceived(lease);
       if (turn) await turn;

@@ -162,13 +162,11 @@ const runCall = async (service: ServerContext, { req, res, endpoint, requestType
     if (!turn) begin();
     return turn?.then(begin);
   };
-  const onAdmitted = (bytes: number): void => {
-    inFlight.addBytes(bytes);
-    flight.admit(bytes);
-  };
+  const onAdmitted = (bytes: number): void => flight.admit(bytes);
+  const onChunk = (bytes: number): void => inFlight.addBytes(bytes);
   try {
     const received = endpoint.hasBody
-      ? await service.receiver.receive({ req, res, type: requestType, heap, flight, onAdmitted, onReceived })
+      ? await service.receiver.receive({ req, res, type: requestType, heap, flight, onAdmitted, onChunk, onReceived })
       : { lease: service.admission.lease(0, heap), bytes: Buffer.alloc(0) };
     using lease = received.lease;
     // A call without a body takes little time, so it needs no turn.

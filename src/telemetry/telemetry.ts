@@ -7,6 +7,11 @@ import { LOG_LEVELS } from "./levels.ts";
 
 export type Phase = "receive" | "decode" | "transfer" | "queue" | "compute" | "encode" | "send";
 
+/** The phases that a call passes through, one at a time. */
+const FLIGHT_PHASES = ["receive", "queue", "compute", "send"] as const;
+
+type FlightPhase = (typeof FLIGHT_PHASES)[number];
+
 /** Gauges and counters read these objects at each scrape. */
 export interface MetricSources {
   readonly arena: { readonly used: number; readonly capacity: number; readonly highWater: number };
@@ -28,6 +33,7 @@ export interface MetricSources {
     /** The callers that have sent a token. */
     readonly named: Iterable<CallerCounts>;
     readonly connections: number;
+    readonly flights: Iterable<{ readonly phase: FlightPhase; readonly start: number }>;
   };
   /** True if the server accepts calls. False from the start of a drain. */
   isReady(): boolean;
@@ -87,7 +93,7 @@ export interface Certificate {
 
 /** A call in flight, from its headers to the last byte of its reply. */
 export interface CallInFlight {
-  /** Counts admitted bytes of the call's body. */
+  /** Counts bytes of the call's body that have arrived. */
   addBytes(bytes: number): void;
   /** Ends the call, after its last byte is sent or its connection is closed. */
   end(): void;
@@ -135,7 +141,7 @@ export class Telemetry implements Disposable {
     );
     this.#addCounter("stepd_reduced_elements_total", "Elements of all updates that optimizer.reduce combined", [], () => [[{}, this.#reduced]]);
     this.#addGauge("stepd_in_flight_requests", "Calls that are being received, computed or sent", () => this.#inFlight);
-    this.#addGauge("stepd_in_flight_bytes", "Bytes of the admitted bodies of calls in flight", () => this.#inFlightBytes);
+    this.#addGauge("stepd_in_flight_bytes", "Bytes of the bodies of calls in flight that have arrived", () => this.#inFlightBytes);
     this.#refusals = new Counter({
       name: "stepd_refusals_total",
       help: "Refused calls and requests, and connections that the server closed, by reason",
@@ -189,6 +195,20 @@ export class Telemetry implements Disposable {
       [{}, cache?.evictions ?? 0],
     ]);
     this.#addGauge("stepd_connections", "Open connections", () => callers.connections);
+    const byPhase = (read: (starts: readonly number[]) => number) => () =>
+      FLIGHT_PHASES.map((phase) => [{ phase }, read([...callers.flights].filter((flight) => flight.phase === phase).map(({ start }) => start))] as const);
+    this.#addGauges(
+      "stepd_phase_calls",
+      "Calls in flight that are in a phase now",
+      ["phase"],
+      byPhase((starts) => starts.length),
+    );
+    this.#addGauges(
+      "stepd_phase_oldest_call_seconds",
+      "Age of the oldest call in flight that is in a phase now, from its headers; 0 without one",
+      ["phase"],
+      byPhase((starts) => (starts.length === 0 ? 0 : (performance.now() - Math.min(...starts)) / 1000)),
+    );
     const byCaller = (read: (caller: CallerCounts) => number) => () => [...callers.named].map((caller) => [{ caller: caller.name }, read(caller)] as const);
     this.#addGauges(
       "stepd_caller_connections",

@@ -196,12 +196,14 @@ test("bytes count bodies in and out, of results and of errors", async () => {
   }
 });
 
-test("bytes in flight count admitted bodies, and received bytes of chunked bodies", async () => {
+test("bytes in flight count what has arrived, not what a body announces", async () => {
   await using service = await serve();
   const changes = await Changes.from(service);
   using known = await RawClient.connect(service);
   await known.hold(5 * MIB);
-  await changes.become({ stepd_in_flight_bytes: 5 * MIB, stepd_in_flight_requests: 1 });
+  await changes.become({ stepd_in_flight_bytes: 0, stepd_in_flight_requests: 1 });
+  known.send(Buffer.alloc(MIB));
+  await changes.become({ stepd_in_flight_bytes: MIB, stepd_in_flight_requests: 0 });
 
   using unknown = await RawClient.connect(service);
   unknown.head("/v1/step", { "Transfer-Encoding": "chunked" });
@@ -217,9 +219,36 @@ test("bytes in flight count admitted bodies, and received bytes of chunked bodie
   await changes.become({ stepd_in_flight_bytes: 0, stepd_in_flight_requests: 0 });
 
   known.socket.destroy();
-  await changes.become({ stepd_in_flight_bytes: -5 * MIB, stepd_in_flight_requests: -1, [requestSeries("unknown", "CLIENT_GONE")]: 1 });
+  await changes.become({ stepd_in_flight_bytes: -MIB, stepd_in_flight_requests: -1, [requestSeries("unknown", "CLIENT_GONE")]: 1 });
   unknown.socket.destroy();
   await changes.become({ stepd_in_flight_bytes: -1 - 100_000 - MIB, stepd_in_flight_requests: -1, [requestSeries("unknown", "CLIENT_GONE")]: 1 });
+});
+
+test("phases are measured while they last: a call that is received, and one whose reply nobody reads", async () => {
+  await using service = await serve();
+  const calls = (phase: string): Promise<number> => service.metric(`stepd_phase_calls{phase="${phase}"}`);
+  const age = (phase: string): Promise<number> => service.metric(`stepd_phase_oldest_call_seconds{phase="${phase}"}`);
+  assert.deepEqual([await calls("receive"), await age("receive"), await calls("send"), await age("send")], [0, 0, 0, 0]);
+
+  using receiving = await RawClient.connect(service);
+  await receiving.hold(MIB);
+  assert.equal(await calls("receive"), 1);
+  const first = await age("receive");
+  assert.ok(first > 0);
+  assert.ok((await age("receive")) > first, "the age grows while the phase lasts");
+
+  using sending = await RawClient.connect(service);
+  sending.socket.pause();
+  const body = sgdBody(2 * MIB, 2);
+  sending.head("/v1/step", { "Content-Length": body.length });
+  sending.send(body);
+  while ((await calls("send")) !== 1) await delay(10);
+  assert.ok((await age("send")) > 0);
+  assert.equal(await calls("receive"), 1);
+
+  receiving.socket.destroy();
+  sending.socket.destroy();
+  while ((await calls("receive")) + (await calls("send")) > 0) await delay(10);
 });
 
 test("a caller that disconnects in mid-reply counts as no success, and its reply as not sent", async () => {

@@ -13,7 +13,18 @@ import { program } from "./prometheus/_prometheus.ts";
 import { arm64Node } from "./support/arm64.ts";
 import { findChromium } from "./support/chromium.ts";
 import { debianPrograms } from "./support/debian.ts";
-import { composeSpec, containerTrainer, dashboardSchema, goCommand, goCoordinator, goTrainer, helm, prometheusOperator } from "./support/go.ts";
+import {
+  composeSpec,
+  containerTrainer,
+  dashboardSchema,
+  gatewayApi,
+  goCommand,
+  goCoordinator,
+  goTrainer,
+  helm,
+  keda,
+  prometheusOperator,
+} from "./support/go.ts";
 import { nodeBinary, OTHER_NODES } from "./support/nodes.ts";
 import { preparing } from "./support/prepared.ts";
 import { python } from "./support/python.ts";
@@ -68,6 +79,8 @@ const parts: Readonly<Record<string, readonly (() => Promise<unknown>)[]>> = {
     helm,
     composeSpec,
     prometheusOperator,
+    gatewayApi,
+    keda,
     dashboardSchema,
     goTrainer,
     goCoordinator,

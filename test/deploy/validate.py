@@ -21,6 +21,9 @@ def strict(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     result = {key: strict(value) for key, value in schema.items()}
+    # Python wants a flag at the start of a pattern, Go takes it anywhere.
+    if isinstance(result.get("pattern"), str):
+        result["pattern"] = result["pattern"].replace("^(?i)", "(?i)^")
     if "properties" in schema and isinstance(schema["properties"], dict) and schema.get("type") == "object":
         result.setdefault("additionalProperties", False)
     return result

@@ -105,7 +105,7 @@ for (const name of alerts) {
     assert.match(rule, /^ {10}severity: (critical|warning)$/m);
     assert.match(rule, /^ {10}summary: \S/m);
     assert.match(rule, /^ {10}description: \S/m);
-    assert.match(rule, new RegExp(`^ {10}runbook_url: docs/operations\\.md#${name.toLowerCase()}$`, "m"));
+    assert.match(rule, new RegExp(`^ {10}runbook_url: http://127\\.0\\.0\\.1:8404/runbook#${name.toLowerCase()}$`, "m"));
     assert.match(runbook, new RegExp(`^### ${name}$`, "m"));
   });
 }

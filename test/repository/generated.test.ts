@@ -48,3 +48,16 @@ test("a new optimizer enters the registry without a hand-written line", () => {
   assert.match(tree.read("src/optimizers/_registry.gen.ts"), /import planted from "\.\/planted\.ts"/);
   assert.match(tree.read("schemas/optimizer.schema.json"), /"const": "planted"/);
 });
+
+test("the chart's schema, rules and dashboard agree with their sources", () => {
+  using tree = new TreeCopy(["src", "deploy"]);
+  const files = ["values.schema.json", "files/stepd.rules.yml", "files/stepd.json"].map((file) => join("deploy/helm/stepd", file));
+  tree.write("src/config.ts", tree.read("src/config.ts").replace("const MAX_CONNECTIONS = 65536", "const MAX_CONNECTIONS = 65535"));
+  tree.write(files[1] as string, "");
+  const { status, stderr } = tree.run("generate-deploy.ts");
+  assert.equal(status, 0, stderr);
+  assert.match(tree.read(files[0] as string), /"maximum": 65535\b/, "a changed bound reaches the schema");
+  tree.write("src/config.ts", readFileSync(join(root, "src/config.ts"), "utf8"));
+  tree.run("generate-deploy.ts");
+  for (const file of files) assert.equal(tree.read(file), readFileSync(join(root, file), "utf8"), `${file}: run npm run generate`);
+});

@@ -87,6 +87,12 @@ export const composeSpec = (): Promise<string> => published("compose-spec", "git
 /** Returns the folder with prometheus-operator's files, such as its custom resource definitions. */
 export const prometheusOperator = (): Promise<string> => moduleFiles("github.com/prometheus-operator/prometheus-operator", "v0.85.0");
 
+/** Returns the folder with the Gateway API's files. */
+export const gatewayApi = (): Promise<string> => moduleFiles("sigs.k8s.io/gateway-api", "v1.3.0");
+
+/** Returns the folder with KEDA's files. */
+export const keda = (): Promise<string> => moduleFiles("github.com/kedacore/keda/v2", "v2.17.2");
+
 /** Returns the path of the program that validates a dashboard with Grafana's schema. */
 export const dashboardSchema = (): Promise<string> => goProgram("dashboard-schema", "test/prometheus/schema");
 

@@ -33,3 +33,30 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- printf "%s:%s" .Values.image.repository (default .Chart.AppVersion .Values.image.tag) }}
 {{- end }}
 {{- end }}
+
+{{- define "stepd.resources" -}}
+{{- $memory := printf "%dMi" (add .Values.arenaMib .Values.nodeMib) }}
+{{- $requests := dict "cpu" (toString .Values.workers) "memory" $memory }}
+{{- $limits := dict "memory" $memory }}
+{{- mergeOverwrite (dict "requests" $requests "limits" $limits) (deepCopy .Values.resources) | toYaml }}
+{{- end }}
+
+{{/* The name of the service for the admin port. */}}
+{{- define "stepd.admin" -}}
+{{- printf "%s-admin" (include "stepd.fullname" . | trunc 57 | trimSuffix "-") }}
+{{- end }}
+
+{{/* How replicas come and go, for both autoscalers. */}}
+{{- define "stepd.scaling" -}}
+# Scaling up is immediate, because refused callers retry within seconds.
+scaleUp:
+  stabilizationWindowSeconds: 0
+# Scaling down is slow, because trainers step in bursts.
+scaleDown:
+  stabilizationWindowSeconds: 300
+{{- end }}
+
+{{/* The mean bytes in flight of a replica at which the autoscalers aim. */}}
+{{- define "stepd.targetBytes" -}}
+{{- div (mul .Values.arenaMib 1048576 .Values.autoscaling.targetArenaPercent) 100 }}
+{{- end }}

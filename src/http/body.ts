@@ -301,6 +301,7 @@ const inflate = async (bytes: Buffer, encoding: Encoding, lease: Lease, heap: He
       heap.growToText(end);
       if (end > room) ({ start, bytes: room } = lease.grow(start, length, end, Math.max(room * 2, end)));
       lease.bytes.fill(chunk, start + length, start + end);
+      freeChunk(chunk);
       length = end;
     }
   } catch (error) {

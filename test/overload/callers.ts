@@ -1,7 +1,7 @@
 /**
  * Measures what one caller that misbehaves takes from the others: 18 callers step all the time while another one trickles its
- * bodies, floods the server with calls, or sends bombs. `node test/overload/callers.ts [seconds of each attack]`. It is no test,
- * because the share depends on what else the machine does.
+ * bodies, floods the server with calls, or sends bombs. `node test/overload/callers.ts [seconds of each attack [attacks]]`. It is no
+ * test, because the share depends on what else the machine does.
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
@@ -78,7 +78,7 @@ try {
   const tokens = join(scratch, "tokens");
   const names = [...Array.from({ length: CALLERS }, (_, index) => `caller${index}`), "attacker"];
   writeFileSync(tokens, names.map((name) => `${name} ${name}-0123456789abcdef\n`).join(""));
-  for (const kind of ["trickle", "flood", "bombs"]) {
+  for (const kind of process.argv[3]?.split(",") ?? ["trickle", "flood", "bombs"]) {
     await using service = await TestService.start({ STEPD_ARENA_MIB: "64", STEPD_WORKERS: "2", STEPD_TOKENS_FILE: tokens });
     await watch(service.url, 2);
     // The windows alternate, because the load of the machine changes.

@@ -182,7 +182,10 @@ export class Recipes {
     });
     return {
       ...input,
-      average: average ? this.#stage(input, average, gradient, sumColumns.allocate(0), undefined, true, true, undefined) : [],
+      // optimizer.average gives parameters for evaluation, so they are no part of the average over the steps.
+      average: average
+        ? this.#stage({ ...input, values: { ...values, ema: null } }, average, gradient, sumColumns.allocate(0), undefined, true, true, undefined)
+        : [],
       copies: this.#copies(input),
       measure,
       fill: this.#fill(input),

@@ -1,6 +1,8 @@
 /** Tests optimizer.average, which returns the parameters with which a model is evaluated. */
 import assert from "node:assert/strict";
 import { after, before, suite, test } from "node:test";
+import { Recipes } from "../../src/engine/recipe.ts";
+import { type Hyperparameters, type OptimizerDefinition, registry, type Values } from "../../src/optimizers/registry.ts";
 import { type RpcError, TestService } from "../support/service.ts";
 import { readState, readTensors, type TestTensors, writeState, writeTensors } from "../support/tensors.ts";
 
@@ -16,6 +18,9 @@ interface Reply {
   readonly params: Uint8Array;
   readonly state: Uint8Array;
 }
+
+const defaultsOf = ({ hyperparameters }: OptimizerDefinition): object =>
+  Object.fromEntries(Object.entries(hyperparameters).map(([name, schema]) => [name, "default" in schema ? schema.default : undefined]));
 
 const average = async (call: object): Promise<TestTensors> => readTensors((await service.call<{ params: Uint8Array }>("optimizer.average", call)).params);
 
@@ -65,6 +70,21 @@ suite("optimizer.average", () => {
     });
     // z is 1 - 2^-10, then 2^-1 - 2^-10 lower; their mean is 0.749, which BF16 rounds to 0.75.
     assert.deepEqual(params.w.values, [0.75, 1.75]);
+  });
+
+  test("the slot ema is neither needed nor written", () => {
+    const optimizer = registry.get("schedule_free_sgd");
+    assert.ok(optimizer);
+    const names: string[] = [];
+    const recipes = new Recipes((name) => names.push(name) - 1);
+    const values = { ...defaultsOf(optimizer), ema: { decay: 0.5 } } as unknown as Values<Hyperparameters>;
+    const slots = ["z", "ema"].map((slot) => [slot, slot === "ema", "F32"] as const);
+    const input = { param: "F32", grad: "F32", optimizer, values, shape: [], slots, isFirst: false, slotsRequiredLater: [] };
+    const options = { lossScale: 1, maxValue: undefined, isMeasured: false, gradientCheck: undefined, wantsStats: false, seed: undefined, isRounded: false };
+    const { average, phases } = recipes.step(input, options);
+    const kernelsOf = (calls: readonly { readonly kernel: number }[]): readonly (string | undefined)[] => calls.map(({ kernel }) => names[kernel]);
+    assert.deepEqual(kernelsOf(average), ["schedule_free_average_f32"]);
+    assert.ok(kernelsOf(phases[0]?.calls ?? []).includes("ema_f32"), "a step writes it");
   });
 
   const optimizer = { name: "schedule_free_sgd" };

@@ -99,18 +99,20 @@ function finish(sum: usize, param: usize, out: usize, row: usize, first: usize, 
   if (form === 0) widen(param + first * widthOf(dtype), dtype, row, count);
   const isWide = scalar(scalars, 4) !== 0;
   const target = out + first * (isWide ? 8 : 4);
-  const divisors = f64x2.splat(divisor);
+  // The division by -divisor negates. V8 13.6 merges f64x2.neg of two vectors to a wrong 256-bit result, as in gradient_clamp_f64.
+  const signed = form === 1 ? -divisor : divisor;
+  const divisors = f64x2.splat(signed);
   const whole = count & ~1;
   let i: usize = 0;
   for (; i < whole; i += 2) {
     const mean = f64x2.div(v128.load(sum + 8 * i), divisors);
-    const gradient = form === 0 ? f64x2.sub(v128.load(row + 8 * i), mean) : form === 1 ? f64x2.neg(mean) : mean;
+    const gradient = form === 0 ? f64x2.sub(v128.load(row + 8 * i), mean) : mean;
     if (isWide) v128.store(target + 8 * i, gradient);
     else v128.store_lane<i64>(target + 4 * i, f32x4.demote_f64x2_zero(gradient), 0);
   }
   for (; i < count; i++) {
-    const mean = load<f64>(sum + 8 * i) / divisor;
-    const gradient = form === 0 ? load<f64>(row + 8 * i) - mean : form === 1 ? -mean : mean;
+    const mean = load<f64>(sum + 8 * i) / signed;
+    const gradient = form === 0 ? load<f64>(row + 8 * i) - mean : mean;
     if (isWide) store<f64>(target + 8 * i, gradient);
     else store<f32>(target + 4 * i, <f32>gradient);
   }

@@ -10,6 +10,8 @@ var wholeTensors = map[string]string{
 	"adam":                "caution",
 	"adamax":              "",
 	"adamw":               "caution",
+	"adan":                "",
+	"ademamix":            "",
 	"adopt":               "",
 	"asgd":                "",
 	"lamb":                "*",

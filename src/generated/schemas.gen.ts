@@ -1538,6 +1538,229 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         }
       },
       {
+        "title": "Adan",
+        "description": "d = g - g_previous; m = lerp(m, g, 1-beta1); n = lerp(n, d, 1-beta2); v = lerp(v, (g + w*d)^2, 1-beta3); u = (m/(1-beta1^t) + w*n/(1-beta2^t)) / (sqrt(v/(1-beta3^t) + eps_root) + eps); p = (p - lr*u) / (1 + lr*weight_decay), with no_prox p -= lr*(weight_decay*p + u)",
+        "type": "object",
+        "required": [
+          "name"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "name": {
+            "const": "adan"
+          },
+          "lr": {
+            "type": "number",
+            "default": 0.001,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Learning rate; with a schedule, its base rate"
+          },
+          "betas": {
+            "type": "array",
+            "items": {
+              "type": "number",
+              "minimum": 0,
+              "exclusiveMaximum": 1
+            },
+            "minItems": 3,
+            "maxItems": 3,
+            "default": [
+              0.98,
+              0.92,
+              0.99
+            ],
+            "description": "Decay rates of exp_avg, exp_avg_diff and exp_avg_sq"
+          },
+          "eps": {
+            "type": "number",
+            "default": 1e-8,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Added to the root of the second moment, after the bias correction"
+          },
+          "weight_decay": {
+            "type": "number",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Weight decay; no_prox selects its form"
+          },
+          "no_prox": {
+            "type": "boolean",
+            "default": false,
+            "description": "Subtract lr*weight_decay times the parameter from it, instead of dividing the new parameter by 1 + lr*weight_decay"
+          },
+          "diff_weight": {
+            "type": [
+              "number",
+              "null"
+            ],
+            "default": null,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Weight of the difference and of exp_avg_diff; null is the second of betas (paper, timm), and optax has 1 minus it"
+          },
+          "eps_root": {
+            "type": "number",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Added under the root, as in optax"
+          },
+          "maximize": {
+            "type": "boolean",
+            "default": false,
+            "description": "Go up the gradient instead of down"
+          },
+          "state_dtype": {
+            "type": "string",
+            "enum": [
+              "F32",
+              "BF16",
+              "Q8"
+            ],
+            "default": "F32",
+            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32"
+          },
+          "ema": {
+            "type": [
+              "object",
+              "null"
+            ],
+            "default": null,
+            "required": [
+              "decay"
+            ],
+            "additionalProperties": false,
+            "properties": {
+              "decay": {
+                "type": "number",
+                "minimum": 0,
+                "maximum": 1,
+                "description": "Weight of the old average; 1 - decay is that of the new parameter"
+              }
+            },
+            "description": "Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average"
+          }
+        }
+      },
+      {
+        "title": "AdEMAMix",
+        "description": "m = lerp(m, g, 1-beta1); s = lerp(s, g, 1-beta3_t); v = lerp(v, g^2, 1-beta2); p -= lr * (m/(1-beta1^t) + alpha_t*s) / (sqrt(v/(1-beta2^t) + eps_root) + eps); alpha_t and beta3_t grow over the first t_alpha_beta3 steps",
+        "type": "object",
+        "required": [
+          "name"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "name": {
+            "const": "ademamix"
+          },
+          "lr": {
+            "type": "number",
+            "default": 0.001,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Learning rate; with a schedule, its base rate"
+          },
+          "betas": {
+            "type": "array",
+            "items": {
+              "type": "number",
+              "minimum": 0,
+              "exclusiveMaximum": 1
+            },
+            "minItems": 3,
+            "maxItems": 3,
+            "default": [
+              0.9,
+              0.999,
+              0.9999
+            ],
+            "description": "Decay rates of exp_avg, exp_avg_sq and exp_avg_slow"
+          },
+          "alpha": {
+            "type": "number",
+            "default": 5,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Weight of exp_avg_slow in the numerator"
+          },
+          "t_alpha_beta3": {
+            "type": [
+              "number",
+              "null"
+            ],
+            "default": null,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Number of steps over which alpha grows from 0 and the decay rate of exp_avg_slow from the first of betas; null starts with their full values"
+          },
+          "eps": {
+            "type": "number",
+            "default": 1e-8,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Added to the root of the second moment, after the bias correction"
+          },
+          "weight_decay": {
+            "type": "number",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Weight decay; decoupled_weight_decay selects its form"
+          },
+          "decoupled_weight_decay": {
+            "type": "boolean",
+            "default": true,
+            "description": "Subtract lr*weight_decay times the parameter from it, instead of adding weight_decay times the parameter to the gradient"
+          },
+          "eps_root": {
+            "type": "number",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Added under the root, as in optax"
+          },
+          "maximize": {
+            "type": "boolean",
+            "default": false,
+            "description": "Go up the gradient instead of down"
+          },
+          "state_dtype": {
+            "type": "string",
+            "enum": [
+              "F32",
+              "BF16",
+              "Q8"
+            ],
+            "default": "F32",
+            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32"
+          },
+          "ema": {
+            "type": [
+              "object",
+              "null"
+            ],
+            "default": null,
+            "required": [
+              "decay"
+            ],
+            "additionalProperties": false,
+            "properties": {
+              "decay": {
+                "type": "number",
+                "minimum": 0,
+                "maximum": 1,
+                "description": "Weight of the old average; 1 - decay is that of the new parameter"
+              }
+            },
+            "description": "Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average"
+          }
+        }
+      },
+      {
         "title": "ADOPT",
         "description": "n = clamp(g/max(sqrt(v), eps), +-(t-1)^clip_exp); m = lerp(m, n, 1-beta1); p -= lr*m; v = lerp(v, g^2, 1-beta2); first step: v = g^2 alone",
         "type": "object",

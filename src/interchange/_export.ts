@@ -161,12 +161,12 @@ function* convertSlots(
   let elements = 0;
   for (const parameter of parameters.values()) {
     const { step, slots } = parameter;
-    const { isNegated, isCorrected, slots: held } = layoutOf(parameter);
+    const { negated, isCorrected, slots: held } = layoutOf(parameter);
     const betas = isCorrected ? requireBetas(convention, "/to") : undefined;
     if (++read % ITEMS_PER_YIELD === 0) yield;
     for (const [slot, tensor] of slots) {
       if (!held.has(slot)) continue;
-      if (isNegated) yield* rescale(lease, tensor, -1, false);
+      if (negated.includes(slot)) yield* rescale(lease, tensor, -1, false);
       if (!betas || step === 0) continue;
       const beta = betas[slot === "exp_avg" ? 0 : 1];
       changed += yield* rescale(lease, tensor, weightAt(beta, step) * (1 - beta), true);

@@ -24,8 +24,8 @@ export interface StorageLayout {
   readonly isCountShared: boolean;
   /** True if the file contains exp_avg and exp_avg_sq divided by 1 - beta^t. */
   readonly isCorrected: boolean;
-  /** True if the file contains momentum_buffer with the opposite sign. */
-  readonly isNegated: boolean;
+  /** The slots that the file contains with the opposite sign. */
+  readonly negated: readonly string[];
 }
 
 const sameNames = (slots: readonly string[]): StorageLayout["slots"] => new Map(slots.map((slot) => [slot, slot]));
@@ -50,9 +50,13 @@ const layouts: Readonly<Record<ForeignFormat, (optimizer: OptimizerDefinition) =
     if (family === "adam") return { ...shared, slots: new Map(Object.entries({ exp_avg: "mu", exp_avg_sq: "nu" })) };
     if (family === "yogi" || family === "adopt") return { ...shared, slots: new Map(Object.entries({ exp_avg: "mu", exp_avg_sq: "nu" })) };
     if (family === "adabelief") return { ...shared, slots: new Map(Object.entries({ exp_avg: "mu", exp_avg_var: "nu" })) };
+    if (family === "adan")
+      return { ...shared, slots: new Map(Object.entries({ exp_avg: "m", exp_avg_diff: "v", exp_avg_sq: "n", neg_pre_grad: "g" })), negated: ["neg_pre_grad"] };
+    if (family === "ademamix") return { ...shared, slots: new Map(Object.entries({ exp_avg: "m1", exp_avg_slow: "m2", exp_avg_sq: "nu" })) };
     if (family === "signum") return { ...shared, slots: new Map([["momentum_buffer", "ema"]]) };
     if (family === "lion") return { ...shared, slots: new Map([["exp_avg", "mu"]]) };
-    if (family === "sgd" || family === "lars") return { ...shared, slots: new Map([["momentum_buffer", "trace"]]), isNegated: family === "lars" };
+    if (family === "sgd" || family === "lars")
+      return { ...shared, slots: new Map([["momentum_buffer", "trace"]]), negated: family === "lars" ? ["momentum_buffer"] : [] };
     return undefined;
   },
 };
@@ -60,7 +64,7 @@ const layouts: Readonly<Record<ForeignFormat, (optimizer: OptimizerDefinition) =
 /** Returns the layout of an optimizer's state in a format. Throws STATE_MISMATCH if there is none; `field` is `/from` or `/to`. */
 export const storageLayoutOf = (format: ForeignFormat, optimizer: OptimizerDefinition, field: string): StorageLayout => {
   const layout = layouts[format](optimizer);
-  if (layout) return { slots: new Map(), scalars: {}, isCountShared: false, isCorrected: false, isNegated: false, ...layout };
+  if (layout) return { slots: new Map(), scalars: {}, isCountShared: false, isCorrected: false, negated: [], ...layout };
   const names = [...registry.values()].filter((other) => layouts[format](other)).map(({ name }) => name);
   throw StepdError.mismatch("STATE_MISMATCH", `${field}/format`, `another format than ${format}, which holds states of ${names.join(", ")}`, optimizer.name);
 };

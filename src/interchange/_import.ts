@@ -73,8 +73,7 @@ export function* importState(file: Buffer, convention: Convention, optimizer: Op
     const layout = layoutOf(optimizer);
     if (layout.isCorrected) corrected.set(name, parameter);
     for (const [slot, tensor] of slots) if (tensor.dtype !== "F32" && tensor.dtype !== "F64") slots.set(slot, yield* widen(lease, tensor));
-    const buffer = slots.get("momentum_buffer");
-    if (layout.isNegated && buffer) yield* rescale(lease, buffer, -1, false);
+    for (const [slot, tensor] of slots) if (layout.negated.includes(slot)) yield* rescale(lease, tensor, -1, false);
     if (++read % ITEMS_PER_YIELD === 0) yield;
   }
   return { state, lost: corrected.size > 0 ? yield* removeBiasCorrection(corrected, drafts, requireBetas(convention, "/from"), lease) : [] };

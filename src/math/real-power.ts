@@ -1,8 +1,8 @@
 /**
- * Computes powers with real exponents for NAdam's momentum warm-up. `power` in power.ts is more exact but differs in the last bits, so
- * using it would change NAdam's results and states.
+ * Computes powers with real exponents, for instance for NAdam's momentum warm-up. `power` in power.ts is more exact but differs in the
+ * last bits, so using it would change NAdam's results and states.
  */
-import { exactProduct, exactSum, type Pair } from "./_double.ts";
+import { divide, exactProduct, exactSum, type Pair } from "./_double.ts";
 
 /** ln 2 in two parts. The high part ends in enough zero bits that its multiples up to 2^20 are exact. */
 const LN2: Pair = { high: 0x162e42fee / 2 ** 33, low: 1.9082149292705877e-10 };
@@ -48,4 +48,10 @@ export const realPower = (base: number, exponent: number): number => {
   const { high: result, low: rest } = exactProduct(high, exponent);
   if (!Number.isFinite(rest)) return exponential({ high: high * exponent, low: 0 });
   return exponential(exactSum(result, rest + low * exponent));
+};
+
+/** Computes ln(a) / ln(b) for a and b between 0 and 1. */
+export const logarithmRatio = (a: number, b: number): number => {
+  const { high, low } = divide(logarithm(a), logarithm(b));
+  return high + low;
 };

@@ -202,6 +202,10 @@ export const stateDtype = choice(
 export const betas = (initial: readonly [number, number], description: string) =>
   ({ type: "array", items: { type: "number", minimum: 0, exclusiveMaximum: 1 }, minItems: 2, maxItems: 2, default: initial, description }) as const;
 
+/** Declares three decay rates, each at least 0 and below 1. */
+export const threeBetas = (initial: readonly [number, number, number], description: string) =>
+  ({ type: "array", items: { type: "number", minimum: 0, exclusiveMaximum: 1 }, minItems: 3, maxItems: 3, default: initial, description }) as const;
+
 /** Declares a pair of finite weights. */
 export const pair = (initial: readonly [number, number], description: string) =>
   ({ type: "array", items: { type: "number", minimum: -FLOAT32_MAX, maximum: FLOAT32_MAX }, minItems: 2, maxItems: 2, default: initial, description }) as const;

@@ -6,6 +6,8 @@ import adagrad from "./adagrad.ts";
 import adam from "./adam.ts";
 import adamax from "./adamax.ts";
 import adamw from "./adamw.ts";
+import adan from "./adan.ts";
+import ademamix from "./ademamix.ts";
 import adopt from "./adopt.ts";
 import asgd from "./asgd.ts";
 import lamb from "./lamb.ts";
@@ -27,5 +29,5 @@ import yogi from "./yogi.ts";
 
 /** All optimizers by name. */
 export const registry: ReadonlyMap<string, OptimizerDefinition> = new Map(
-  ([adabelief, adadelta, adagrad, adam, adamax, adamw, adopt, asgd, lamb, lars, lion, muon, nadam, qhadam, qhadamw, qhm, radam, rmsprop, rprop, schedule_free_adamw, schedule_free_sgd, sgd, signum, yogi] as unknown as readonly OptimizerDefinition[]).map((definition) => [definition.name, definition]),
+  ([adabelief, adadelta, adagrad, adam, adamax, adamw, adan, ademamix, adopt, asgd, lamb, lars, lion, muon, nadam, qhadam, qhadamw, qhm, radam, rmsprop, rprop, schedule_free_adamw, schedule_free_sgd, sgd, signum, yogi] as unknown as readonly OptimizerDefinition[]).map((definition) => [definition.name, definition]),
 );

@@ -1,7 +1,7 @@
-/** Compares the real power that nadam needs with Math.pow. The bits of Math.pow vary by machine, but are always close. */
+/** Compares the real power and the ratio of logarithms, which nadam and ademamix need, with Math.pow and Math.log. Their bits vary by machine, but are always close. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { realPower } from "../../src/math/real-power.ts";
+import { logarithmRatio, realPower } from "../../src/math/real-power.ts";
 import { random } from "../support/tensors.ts";
 
 const requireClose = (base: number, exponent: number, ulps: number): void => {
@@ -29,4 +29,15 @@ test("powers are exact at the ends of their domain", () => {
   assert.equal(realPower(0.96, 1e300), 0);
   assert.equal(realPower(2, 1e4), Infinity);
   assert.equal(realPower(2, 10), 1024);
+});
+
+test("ratios of logarithms agree", () => {
+  const next = random(5);
+  for (let i = 0; i < 5_000; i++) {
+    const [a, b] = [0.5 + 0.4999 * Math.abs(next()), 0.01 + 0.98 * Math.abs(next())];
+    const expected = Math.log(a) / Math.log(b);
+    const found = logarithmRatio(a, b);
+    assert.ok(Math.abs(found - expected) <= 8 * Number.EPSILON * expected, `ln ${a} / ln ${b}: ${found}, not ${expected}`);
+  }
+  assert.equal(logarithmRatio(0.25, 0.5), 2);
 });

@@ -78,6 +78,16 @@ const STEPS: Readonly<Record<string, readonly Call[]>> = {
   rmsprop: callsOf("rmsprop"),
   lion: callsOf("lion"),
   "lion, caution": callsOf("lion", { caution: true, ...decayed }),
+  yogi: callsOf("yogi"),
+  adabelief: callsOf("adabelief"),
+  adopt: callsOf("adopt"),
+  signum: callsOf("signum"),
+  asgd: callsOf("asgd", { t0: 0 }),
+  rprop: callsOf("rprop"),
+  schedule_free_adamw: callsOf("schedule_free_adamw"),
+  schedule_free_sgd: callsOf("schedule_free_sgd"),
+  adan: callsOf("adan", decayed),
+  ademamix: callsOf("ademamix", decayed),
 };
 
 /** Kernels that pass over gradients, and kernels that convert between dtypes. */

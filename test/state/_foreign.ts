@@ -65,8 +65,15 @@ export type Format = "torch" | "qhoptim" | "optax";
 /** Returns the file format of a peer's states. */
 export const formatOf = ({ peer }: Case): Format => (peer === "optax" ? "optax" : peer === "qhoptim" || peer === "iprally" ? "qhoptim" : "torch");
 
-/** The names that optax gives the recorded slots. */
+/** The names that optax gives the recorded slots, and those that an optimizer of optax has for itself. */
 const OPTAX: Readonly<Record<string, string>> = { exp_avg: "mu", exp_avg_sq: "nu", exp_avg_var: "nu", momentum_buffer: "ema", trace: "trace" };
+const OWN_OPTAX: Readonly<Record<string, Readonly<Record<string, string>>>> = {
+  adan: { exp_avg: "m", exp_avg_diff: "v", exp_avg_sq: "n", pre_grad: "g" },
+  ademamix: { exp_avg: "m1", exp_avg_slow: "m2" },
+};
+
+/** pytorch_optimizer's name of a slot that timm and stepd call otherwise. */
+const TORCH: Readonly<Record<string, string>> = { previous_grad: "neg_pre_grad" };
 
 /**
  * Returns the peer's float32 state after `count` steps in its own format: by index into `names` (torch, qhoptim) or by name
@@ -75,8 +82,9 @@ const OPTAX: Readonly<Record<string, string>> = { exp_avg: "mu", exp_avg_sq: "nu
 export const peerState = (testCase: Case, count: number, names: readonly string[]): Entries => {
   const format = formatOf(testCase);
   const entries: Record<string, Entry> = {};
+  const optax = { ...OPTAX, ...OWN_OPTAX[testCase.optimizer] };
   for (const [name, slots] of Object.entries(testCase.steps[count - 1]?.f32.state ?? {})) {
-    const keyOf = (slot: string): string => (format === "optax" ? `${OPTAX[slot]}/${name}` : `state.${names.indexOf(name)}.${slot}`);
+    const keyOf = (slot: string): string => (format === "optax" ? `${optax[slot]}/${name}` : `state.${names.indexOf(name)}.${TORCH[slot] ?? slot}`);
     for (const [slot, raw] of Object.entries(slots)) {
       // x is the average that schedulefree computes from its state.
       if (raw === null || slot === "x") continue;

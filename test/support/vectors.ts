@@ -76,6 +76,17 @@ const fromPytorchOptimizer = ({ lr, betas, momentum, eps, weight_decay, weight_d
   ...(initial_accumulator !== undefined && { initial_accumulator_value: initial_accumulator }),
 });
 
+/** Translates the hyperparameters of the peers' Adan and AdEMAMix. In pytorch_optimizer, weight_decouple is Adan's no_prox. */
+const fromThreeBetas = (
+  optimizer: string,
+  peer: string,
+  { b1, b2, b3, weight_decouple, caution: _, max_grad_norm: __, fixed_decay: ___, ...rest }: Settings,
+): Settings => {
+  const isAdan = optimizer === "adan";
+  if (peer === "optax") return { ...rest, betas: [b1, b2, b3], ...(isAdan && { no_prox: true, diff_weight: 1 - (b2 as number) }) };
+  return { ...rest, ...(peer === "pytorch_optimizer" && { [isAdan ? "no_prox" : "decoupled_weight_decay"]: weight_decouple }) };
+};
+
 /** Translates a peer's hyperparameters into stepd's. */
 const translate = (optimizer: string, peer: string, given: Settings): Settings => {
   const {
@@ -91,6 +102,7 @@ const translate = (optimizer: string, peer: string, given: Settings): Settings =
   // torch implements decoupled weight decay as this flag. stepd's nadam and radam have the flag too.
   const rest = ["nadam", "radam"].includes(optimizer) ? { ...common, decoupled_weight_decay: decoupled } : common;
   if (peer === "keras") return fromKeras(rest);
+  if (optimizer === "adan" || optimizer === "ademamix") return fromThreeBetas(optimizer, peer, { ...rest, b1, b2 });
   if (peer === "pytorch_optimizer") return fromPytorchOptimizer(rest);
   if (peer === "timm" && optimizer === "adabelief") {
     const { lr, betas, eps, weight_decay, decoupled_decay, rectify } = rest;
@@ -155,8 +167,11 @@ const CORRECTED = ["qhadam", "qhadamw"];
 
 const NOT_SLOTS = ["step", "beta1_weight", "beta2_weight", "mu_product", "eta", "mu", "lr_max", "weight_sum", "x"];
 
-/** The slot trace of optax is the negated momentum buffer. */
-const slotName = (slot: string): string => (slot === "trace" ? "momentum_buffer" : slot);
+/** These slots of optax are stepd's negated slots of other names. */
+const NEGATED: Readonly<Record<string, string>> = { trace: "momentum_buffer", pre_grad: "neg_pre_grad" };
+
+/** pytorch_optimizer's Adan calls the negated gradient previous_grad. */
+const slotName = (slot: string): string => NEGATED[slot] ?? (slot === "previous_grad" ? "neg_pre_grad" : slot);
 
 /** Returns the number of gradients of each tensor in the first `count` steps. */
 export const gradientCounts = ({ steps }: Case, count: number): Record<string, number> => {
@@ -175,7 +190,7 @@ export const slotsAfter = (testCase: Case, count: number, precision: "f32" | "f6
     for (const [slot, raw] of Object.entries(entries)) {
       if (NOT_SLOTS.includes(slot) || raw === null || typeof raw === "number") continue;
       const beta = slot === "exp_avg" ? beta1 : beta2;
-      const factor = slot === "trace" ? -1 : CORRECTED.includes(testCase.optimizer) ? 1 - beta ** (counts[name] ?? 0) : 1;
+      const factor = slot in NEGATED ? -1 : CORRECTED.includes(testCase.optimizer) ? 1 - beta ** (counts[name] ?? 0) : 1;
       const bySlot = slots[slotName(slot)] ?? {};
       slots[slotName(slot)] = bySlot;
       bySlot[name] = Float64Array.from(values(raw), (value) => value * factor);

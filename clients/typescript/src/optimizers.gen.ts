@@ -7,6 +7,8 @@ export const WHOLE_TENSORS: Readonly<Record<string, boolean | string>> = {
   adam: "caution",
   adamax: false,
   adamw: "caution",
+  adan: false,
+  ademamix: false,
   adopt: false,
   asgd: false,
   lamb: true,

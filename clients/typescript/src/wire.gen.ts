@@ -8,7 +8,7 @@ export type TensorsResult = Uint8Array | string | { readonly [name: string]: Pla
 /**
  * An optimizer by name with its hyperparameters; absent ones take their defaults.
  */
-export type Optimizer = (AdaBelief | Adadelta | Adagrad | Adam | Adamax | AdamW | ADOPT | ASGD | LAMB | LARS | Lion | Muon | NAdam | QHAdam | QHAdamW | QHM | RAdam | RMSprop | Rprop | ScheduleFreeAdamW | ScheduleFreeSGD | SGD | Signum | Yogi)
+export type Optimizer = (AdaBelief | Adadelta | Adagrad | Adam | Adamax | AdamW | Adan | AdEMAMix | ADOPT | ASGD | LAMB | LARS | Lion | Muon | NAdam | QHAdam | QHAdamW | QHM | RAdam | RMSprop | Rprop | ScheduleFreeAdamW | ScheduleFreeSGD | SGD | Signum | Yogi)
 /**
  * Tensors, or a reference to their safetensors file in the shared folder or the cache.
  */
@@ -459,6 +459,118 @@ bias_correction?: undefined | ("moments" | "step_size" | "none")
  * Zero the elements of the update whose sign differs from the gradient's, and scale up the others (timm)
  */
 caution?: undefined | boolean
+/**
+ * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
+ */
+state_dtype?: undefined | ("F32" | "BF16" | "Q8")
+/**
+ * Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average
+ */
+ema?: undefined | ({
+/**
+ * Weight of the old average; 1 - decay is that of the new parameter
+ */
+decay: number
+} | null)
+}
+/**
+ * d = g - g_previous; m = lerp(m, g, 1-beta1); n = lerp(n, d, 1-beta2); v = lerp(v, (g + w*d)^2, 1-beta3); u = (m/(1-beta1^t) + w*n/(1-beta2^t)) / (sqrt(v/(1-beta3^t) + eps_root) + eps); p = (p - lr*u) / (1 + lr*weight_decay), with no_prox p -= lr*(weight_decay*p + u)
+ */
+export interface Adan {
+name: "adan"
+/**
+ * Learning rate; with a schedule, its base rate
+ */
+lr?: undefined | number
+/**
+ * Decay rates of exp_avg, exp_avg_diff and exp_avg_sq
+ * 
+ * @minItems 3
+ * @maxItems 3
+ */
+betas?: undefined | readonly [number, number, number]
+/**
+ * Added to the root of the second moment, after the bias correction
+ */
+eps?: undefined | number
+/**
+ * Weight decay; no_prox selects its form
+ */
+weight_decay?: undefined | number
+/**
+ * Subtract lr*weight_decay times the parameter from it, instead of dividing the new parameter by 1 + lr*weight_decay
+ */
+no_prox?: undefined | boolean
+/**
+ * Weight of the difference and of exp_avg_diff; null is the second of betas (paper, timm), and optax has 1 minus it
+ */
+diff_weight?: undefined | (number | null)
+/**
+ * Added under the root, as in optax
+ */
+eps_root?: undefined | number
+/**
+ * Go up the gradient instead of down
+ */
+maximize?: undefined | boolean
+/**
+ * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
+ */
+state_dtype?: undefined | ("F32" | "BF16" | "Q8")
+/**
+ * Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average
+ */
+ema?: undefined | ({
+/**
+ * Weight of the old average; 1 - decay is that of the new parameter
+ */
+decay: number
+} | null)
+}
+/**
+ * m = lerp(m, g, 1-beta1); s = lerp(s, g, 1-beta3_t); v = lerp(v, g^2, 1-beta2); p -= lr * (m/(1-beta1^t) + alpha_t*s) / (sqrt(v/(1-beta2^t) + eps_root) + eps); alpha_t and beta3_t grow over the first t_alpha_beta3 steps
+ */
+export interface AdEMAMix {
+name: "ademamix"
+/**
+ * Learning rate; with a schedule, its base rate
+ */
+lr?: undefined | number
+/**
+ * Decay rates of exp_avg, exp_avg_sq and exp_avg_slow
+ * 
+ * @minItems 3
+ * @maxItems 3
+ */
+betas?: undefined | readonly [number, number, number]
+/**
+ * Weight of exp_avg_slow in the numerator
+ */
+alpha?: undefined | number
+/**
+ * Number of steps over which alpha grows from 0 and the decay rate of exp_avg_slow from the first of betas; null starts with their full values
+ */
+t_alpha_beta3?: undefined | (number | null)
+/**
+ * Added to the root of the second moment, after the bias correction
+ */
+eps?: undefined | number
+/**
+ * Weight decay; decoupled_weight_decay selects its form
+ */
+weight_decay?: undefined | number
+/**
+ * Subtract lr*weight_decay times the parameter from it, instead of adding weight_decay times the parameter to the gradient
+ */
+decoupled_weight_decay?: undefined | boolean
+/**
+ * Added under the root, as in optax
+ */
+eps_root?: undefined | number
+/**
+ * Go up the gradient instead of down
+ */
+maximize?: undefined | boolean
 /**
  * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
  */

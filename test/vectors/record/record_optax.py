@@ -27,6 +27,8 @@ _OTHER_SLOTS = {
     "rmsprop": {"mu": "grad_avg", "nu": "square_avg"},
     "adabelief": {"nu": "exp_avg_var"},
     "signum": {"ema": "momentum_buffer"},
+    "adan": {"m": "exp_avg", "v": "exp_avg_diff", "n": "exp_avg_sq", "g": "pre_grad"},
+    "ademamix": {"m1": "exp_avg", "m2": "exp_avg_slow"},
 }
 
 
@@ -86,7 +88,8 @@ class OptaxRun(Run):
                 part._asdict().items() if hasattr(part, "_asdict") else ()
             ):
                 for name in self._params:
-                    if slot == "count":
+                    # Adan calls its count t.
+                    if slot in ("count", "t"):
                         slots[name]["step"] = int(value)
                     elif slot in self._slots:
                         slots[name][self._slots[slot]] = np.asarray(value[name])
@@ -199,6 +202,56 @@ PEERS = {
                 "no-clip",
                 4104837715,
                 {"lr": 0.01, "b1": 0.875, "b2": 0.9375, "use_clipping": False},
+            ),
+        ],
+    ),
+    "adan.optax": _peer(
+        "adan",
+        [
+            Case(
+                "default",
+                2018440937,
+                {
+                    "lr": 0.001,
+                    "b1": 0.96875,
+                    "b2": 0.9375,
+                    "b3": 0.875,
+                    "weight_decay": 0.02,
+                },
+                steps=4,
+                note="betas exact in float32, in which optax subtracts them from 1",
+            ),
+        ],
+    ),
+    "ademamix.optax": _peer(
+        "ademamix",
+        [
+            Case(
+                "default",
+                1588240671,
+                {
+                    "lr": 0.001,
+                    "b1": 0.875,
+                    "b2": 0.9375,
+                    "b3": 0.96875,
+                    "weight_decay": 0.1,
+                },
+                steps=4,
+                note="betas exact in float32, in which optax subtracts them from 1",
+            ),
+            Case(
+                "alpha",
+                3019977250,
+                {
+                    "lr": 0.01,
+                    "b1": 0.875,
+                    "b2": 0.9375,
+                    "b3": 0.96875,
+                    "alpha": 2.0,
+                    "eps_root": 1e-06,
+                },
+                shapes=ODD,
+                steps=4,
             ),
         ],
     ),

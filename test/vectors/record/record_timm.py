@@ -4,7 +4,7 @@ from functools import partial
 
 import timm
 from recording import LARGE, ODD, Case, record
-from timm.optim import AdaBelief, AdamWLegacy, Adopt, Lamb, Lars, Lion
+from timm.optim import AdaBelief, AdamWLegacy, Adan, Adopt, Lamb, Lars, Lion
 from torch_run import torch_peer
 
 _peer = partial(torch_peer, "timm", timm.__version__)
@@ -15,6 +15,25 @@ PEERS = {
         [
             Case("default", 2113406875, steps=8),
             Case("plain-wd", 1790012263, {"weight_decay": 0.1, "rectify": False}),
+        ],
+    ),
+    "adan.timm": _peer(
+        Adan,
+        [
+            Case("default", 2480115093, {"weight_decay": 0.02}, steps=8),
+            Case(
+                "no-prox",
+                1733020468,
+                {
+                    "lr": 0.01,
+                    "betas": (0.4, 0.3, 0.2),
+                    "weight_decay": 0.1,
+                    "no_prox": True,
+                },
+                shapes=ODD,
+                steps=4,
+            ),
+            Case("zeros-first", 3105227741, grads="zeros_first"),
         ],
     ),
     "adopt.timm": _peer(

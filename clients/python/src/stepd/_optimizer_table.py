@@ -11,6 +11,8 @@ WHOLE_TENSORS: dict[str, bool | str] = {
     "adam": "caution",
     "adamax": False,
     "adamw": "caution",
+    "adan": False,
+    "ademamix": False,
     "adopt": False,
     "asgd": False,
     "lamb": True,

@@ -14,6 +14,8 @@ __all__ = [
     "adam",
     "adamax",
     "adamw",
+    "adan",
+    "ademamix",
     "adopt",
     "asgd",
     "lamb",
@@ -310,6 +312,110 @@ def adamw(
         "nesterov": nesterov,
         "bias_correction": bias_correction,
         "caution": caution,
+        "state_dtype": state_dtype,
+        "ema": ema,
+    }
+
+
+def adan(
+    *,
+    lr: float = 0.001,
+    betas: Sequence[float] = (0.98, 0.92, 0.99),
+    eps: float = 1e-8,
+    weight_decay: float = 0,
+    no_prox: bool = False,
+    diff_weight: float | None = None,
+    eps_root: float = 0,
+    maximize: bool = False,
+    state_dtype: Literal["F32", "BF16", "Q8"] = "F32",
+    ema: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Adan.
+
+    d = g - g_previous; m = lerp(m, g, 1-beta1); n = lerp(n, d, 1-beta2); v = lerp(v, (g
+    + w*d)^2, 1-beta3); u = (m/(1-beta1^t) + w*n/(1-beta2^t)) / (sqrt(v/(1-beta3^t) +
+    eps_root) + eps); p = (p - lr*u) / (1 + lr*weight_decay), with no_prox p -=
+    lr*(weight_decay*p + u).
+
+    lr: Learning rate; with a schedule, its base rate.
+    betas: Decay rates of exp_avg, exp_avg_diff and exp_avg_sq.
+    eps: Added to the root of the second moment, after the bias correction.
+    weight_decay: Weight decay; no_prox selects its form.
+    no_prox: Subtract lr*weight_decay times the parameter from it, instead of
+        dividing the new parameter by 1 + lr*weight_decay.
+    diff_weight: Weight of the difference and of exp_avg_diff; null is the second of
+        betas (paper, timm), and optax has 1 minus it.
+    eps_root: Added under the root, as in optax.
+    maximize: Go up the gradient instead of down.
+    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8,
+        with 8 bits per element and one scale per 64 elements. Under Q8, tensors below
+        4,096 elements keep their moments in F32. Parameters in F64 allow only F32.
+    ema: Average of the parameters over the steps, in the slot ema: {decay}, as
+        torch's AveragedModel computes it; null keeps no average.
+    """
+    return {
+        "name": "adan",
+        "lr": lr,
+        "betas": betas,
+        "eps": eps,
+        "weight_decay": weight_decay,
+        "no_prox": no_prox,
+        "diff_weight": diff_weight,
+        "eps_root": eps_root,
+        "maximize": maximize,
+        "state_dtype": state_dtype,
+        "ema": ema,
+    }
+
+
+def ademamix(
+    *,
+    lr: float = 0.001,
+    betas: Sequence[float] = (0.9, 0.999, 0.9999),
+    alpha: float = 5,
+    t_alpha_beta3: float | None = None,
+    eps: float = 1e-8,
+    weight_decay: float = 0,
+    decoupled_weight_decay: bool = True,
+    eps_root: float = 0,
+    maximize: bool = False,
+    state_dtype: Literal["F32", "BF16", "Q8"] = "F32",
+    ema: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """AdEMAMix.
+
+    m = lerp(m, g, 1-beta1); s = lerp(s, g, 1-beta3_t); v = lerp(v, g^2, 1-beta2); p -=
+    lr * (m/(1-beta1^t) + alpha_t*s) / (sqrt(v/(1-beta2^t) + eps_root) + eps); alpha_t
+    and beta3_t grow over the first t_alpha_beta3 steps.
+
+    lr: Learning rate; with a schedule, its base rate.
+    betas: Decay rates of exp_avg, exp_avg_sq and exp_avg_slow.
+    alpha: Weight of exp_avg_slow in the numerator.
+    t_alpha_beta3: Number of steps over which alpha grows from 0 and the decay rate
+        of exp_avg_slow from the first of betas; null starts with their full values.
+    eps: Added to the root of the second moment, after the bias correction.
+    weight_decay: Weight decay; decoupled_weight_decay selects its form.
+    decoupled_weight_decay: Subtract lr*weight_decay times the parameter from it,
+        instead of adding weight_decay times the parameter to the gradient.
+    eps_root: Added under the root, as in optax.
+    maximize: Go up the gradient instead of down.
+    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8,
+        with 8 bits per element and one scale per 64 elements. Under Q8, tensors below
+        4,096 elements keep their moments in F32. Parameters in F64 allow only F32.
+    ema: Average of the parameters over the steps, in the slot ema: {decay}, as
+        torch's AveragedModel computes it; null keeps no average.
+    """
+    return {
+        "name": "ademamix",
+        "lr": lr,
+        "betas": betas,
+        "alpha": alpha,
+        "t_alpha_beta3": t_alpha_beta3,
+        "eps": eps,
+        "weight_decay": weight_decay,
+        "decoupled_weight_decay": decoupled_weight_decay,
+        "eps_root": eps_root,
+        "maximize": maximize,
         "state_dtype": state_dtype,
         "ema": ema,
     }

@@ -116,6 +116,29 @@ func testConformance(t *testing.T, clientFor func(c conformanceCase) *Client) {
 	}
 }
 
+// This test runs the same reductions, split into one call per tensor.
+func TestShardedReductionConformance(t *testing.T) {
+	sharded := newSharded(t, ownServer(t).url)
+	sharded.RequestBytes = 1
+	for method, conform := range map[string]func(*testing.T, reducer, []byte) (map[string]any, error){"reduce": conformReduce, "distances": conformDistances} {
+		files := must[[]string](t)(filepath.Glob(filepath.Join(root, "test/conformance/cases", method+".*.json")))
+		if len(files) == 0 {
+			t.Fatal("no cases")
+		}
+		for _, path := range files {
+			c := readCase(t, path)
+			t.Run(strings.TrimSuffix(filepath.Base(path), ".json"), func(t *testing.T) {
+				found, err := conform(t, sharded, c.Params)
+				if c.Error == nil {
+					requireSameOnWire(t, must[map[string]any](t)(found, err), c.Result)
+				} else if !errors.Is(err, c.Error.Name) {
+					t.Fatalf("%v, expected %s", err, c.Error.Name)
+				}
+			})
+		}
+	}
+}
+
 // This test runs the same steps, split into one call per tensor.
 func TestShardedConformance(t *testing.T) {
 	files := must[[]string](t)(filepath.Glob(filepath.Join(root, "test/conformance/cases/step.*.json")))
@@ -413,6 +436,12 @@ var conformanceCalls = map[string]func(t *testing.T, client *Client, params []by
 	"optimizer.step": func(t *testing.T, client *Client, params []byte) (map[string]any, error) {
 		return conformStep(t, client, params)
 	},
+	"optimizer.reduce": func(t *testing.T, client *Client, params []byte) (map[string]any, error) {
+		return conformReduce(t, client, params)
+	},
+	"optimizer.distances": func(t *testing.T, client *Client, params []byte) (map[string]any, error) {
+		return conformDistances(t, client, params)
+	},
 	"optimizer.init": func(t *testing.T, client *Client, params []byte) (map[string]any, error) {
 		var wire struct {
 			Optimizer     Optimizer   `json:"optimizer"`
@@ -529,6 +558,86 @@ var conformanceCalls = map[string]func(t *testing.T, client *Client, params []by
 		}
 		return result, nil
 	},
+}
+
+type wireUpdates []struct {
+	Tensors wireTensors `json:"tensors"`
+	Weight  *float64    `json:"weight"`
+}
+
+func (w wireUpdates) updates(t *testing.T) []Update {
+	t.Helper()
+	var updates []Update
+	for _, wire := range w {
+		update := Update{Tensors: wire.Tensors.tensors(t), Weight: 1}
+		if wire.Weight != nil {
+			update.Weight = *wire.Weight
+		}
+		updates = append(updates, update)
+	}
+	return updates
+}
+
+func conformReduce(t *testing.T, client reducer, params []byte) (map[string]any, error) {
+	var wire struct {
+		Params  wireTensors `json:"params"`
+		Updates wireUpdates `json:"updates"`
+		Form    Form        `json:"form"`
+		Method  struct {
+			Name    string  `json:"name"`
+			Divisor float64 `json:"divisor"`
+			Cut     int     `json:"cut"`
+		} `json:"method"`
+		Accumulator []byte `json:"accumulator"`
+		Finish      *bool  `json:"finish"`
+		NonFinite   string `json:"non_finite"`
+		Missing     string `json:"missing"`
+	}
+	strictly(t, params, &wire)
+	unfinished := wire.Finish != nil && !*wire.Finish
+	reduced, err := client.Reduce(testContext(t), ReduceRequest{
+		Params: wire.Params.tensors(t), Updates: wire.Updates.updates(t), Form: wire.Form, Method: ReduceMethod(wire.Method), Accumulator: wire.Accumulator,
+		Unfinished: unfinished, DropNonFinite: wire.NonFinite == "drop", PropagateNonFinite: wire.NonFinite == "propagate", Renormalize: wire.Missing == "renormalize",
+	})
+	if err != nil {
+		return nil, err
+	}
+	found := map[string]any{"count": reduced.Count, "weight": reduced.Weight, "dropped": append([]int{}, reduced.Dropped...), "skipped": reduced.Skipped}
+	if unfinished {
+		found["accumulator"] = reduced.Accumulator
+	} else {
+		found["grads"] = reduced.Grads
+	}
+	return found, nil
+}
+
+func conformDistances(t *testing.T, client reducer, params []byte) (map[string]any, error) {
+	var wire struct {
+		Updates   wireUpdates   `json:"updates"`
+		Distances [][]wireFloat `json:"distances"`
+	}
+	strictly(t, params, &wire)
+	var earlier [][]float64
+	for _, row := range wire.Distances {
+		values := make([]float64, len(row))
+		for i, value := range row {
+			values[i] = float64(value)
+		}
+		earlier = append(earlier, values)
+	}
+	distances, err := client.Distances(testContext(t), wire.Updates.updates(t), earlier)
+	if err != nil {
+		return nil, err
+	}
+	rows := []any{}
+	for _, row := range distances {
+		values := []any{}
+		for _, value := range row {
+			values = append(values, onWire(value))
+		}
+		rows = append(rows, values)
+	}
+	return map[string]any{"distances": rows}, nil
 }
 
 func conformStep(t *testing.T, client stepper, params []byte) (map[string]any, error) {

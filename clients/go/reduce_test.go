@@ -12,6 +12,7 @@ import (
 
 type reducer interface {
 	Reduce(context.Context, ReduceRequest) (*Reduced, error)
+	Distances(context.Context, []Update, [][]float64) ([][]float64, error)
 }
 
 // bothReducers returns a Client, and a Sharded that splits the tensors of these tests into several calls.
@@ -140,6 +141,35 @@ func TestReduceOfNothingSkips(t *testing.T) {
 		reduced := must[*Reduced](t)(client.Reduce(testContext(t), ReduceRequest{Params: update(9, 0).Tensors}))
 		if !reduced.Skipped || reduced.Count != 0 || len(reduced.Grads) != 0 {
 			t.Fatalf("%s: %+v", name, reduced)
+		}
+	}
+}
+
+func TestDistancesHaveTheBitsOfOneCall(t *testing.T) {
+	updates := []Update{update(1, 1), update(2, 1), update(3, 1)}
+	var matrices [][][]float64
+	for name, client := range bothReducers(t) {
+		distances := must[[][]float64](t)(client.Distances(testContext(t), updates, nil))
+		for i := range updates {
+			for j := range updates {
+				want := 0.0
+				for _, tensor := range updates[i].Tensors {
+					other, _ := updates[j].Tensors.Get(tensor.Name)
+					a, b := must[[]float32](t)(Values[float32](tensor)), must[[]float32](t)(Values[float32](other))
+					for k := range a {
+						want += (float64(a[k]) - float64(b[k])) * (float64(a[k]) - float64(b[k]))
+					}
+				}
+				if math.Abs(distances[i][j]-want) > 1e-12*want {
+					t.Fatalf("%s: the distance of %d and %d is %v, not %v", name, i, j, distances[i][j], want)
+				}
+			}
+		}
+		matrices = append(matrices, distances)
+	}
+	for i, row := range matrices[0] {
+		if !slices.Equal(row, matrices[1][i]) {
+			t.Fatalf("%v is not %v", row, matrices[1][i])
 		}
 	}
 }

@@ -53,6 +53,7 @@ type stepReply struct {
 	count              int64
 	weight             float64
 	dropped            []int
+	distances          [][]float64
 	// members are the keys that the reply contained.
 	members map[string]bool
 }
@@ -102,6 +103,8 @@ func decodeStep(from io.Reader, length, sent int64, buffer *scratch) (stepReply,
 			reply.weight, err = d.number()
 		case "dropped":
 			reply.dropped, err = d.indexes()
+		case "distances":
+			reply.distances, err = d.matrix()
 		default:
 			err = d.Skip()
 		}
@@ -364,6 +367,31 @@ func (d *decoder) indexes() ([]int, error) {
 		indexes = append(indexes, int(index))
 	}
 	return indexes, nil
+}
+
+func (d *decoder) matrix() ([][]float64, error) {
+	rows, err := d.count(d.ReadArrayHeader())
+	if err != nil {
+		return nil, err
+	}
+	var matrix [][]float64
+	for range rows {
+		columns, err := d.ReadArrayHeader()
+		if err != nil {
+			return nil, err
+		}
+		if columns != rows {
+			return nil, fmt.Errorf("a row of %d in a matrix of %d rows", columns, rows)
+		}
+		row := make([]float64, columns)
+		for i := range row {
+			if row[i], err = d.number(); err != nil {
+				return nil, err
+			}
+		}
+		matrix = append(matrix, row)
+	}
+	return matrix, nil
 }
 
 func (d *decoder) statistics() (*Stats, error) {

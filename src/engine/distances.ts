@@ -39,7 +39,7 @@ export const distances = async (
   const count = files.length;
   const pairs = (count * (count - 1)) / 2;
   const updates = files.map((file) => ({ file, weight: 1 }));
-  const combined = await run(listTensors({ prefix: "", params: undefined, updates, accumulator: undefined }, { form: "deltas" }));
+  const combined = await run(listTensors({ prefix: "", params: undefined, updates, accumulator: undefined }, { form: "deltas" }, ""));
   const tableBytes = combined.length * count * TABLE_ENTRY_BYTES;
   if (pairs === 0 || tableBytes === 0) return matrixOf(totals, count);
   const sumBytes = PARTIAL_SUMS * pairs * SUM_BYTES;

@@ -108,12 +108,13 @@ export interface CombinedTensor {
 }
 
 /**
- * Reads all headers and lists the tensors of the result, in the order of the names' UTF-8 bytes. Throws INVALID_PARAMS,
- * TENSOR_MISMATCH, TENSORS_CORRUPT, STATE_CORRUPT, STATE_MISMATCH and PAYLOAD_TOO_LARGE.
+ * Reads all headers and lists the tensors of the result, in the order of the names' UTF-8 bytes. `hint` names the option that allows
+ * missing tensors. Throws INVALID_PARAMS, TENSOR_MISMATCH, TENSORS_CORRUPT, STATE_CORRUPT, STATE_MISMATCH and PAYLOAD_TOO_LARGE.
  */
 export function* listTensors(
   { prefix, params: paramFile, updates, accumulator }: ReduceFiles,
   { form = "params", missing = "error" }: ReduceOptions,
+  hint = ", or missing renormalize",
 ): Task<readonly CombinedTensor[]> {
   const byName = new Map<string, CombinedTensor>();
   const add = ({ name, shape, elements }: Pick<TensorInfo, "name" | "shape" | "elements">, param?: TensorInfo): CombinedTensor => {
@@ -155,18 +156,17 @@ export function* listTensors(
     }
     total += tensors.length;
     if (total > MAX_TENSORS) throw StepdError.mismatch("PAYLOAD_TOO_LARGE", `${prefix}/updates`, `at most ${MAX_TENSORS} tensors in all updates`, `${total}`);
-    if (missing === "error" && tensors.length - scaleOf.names.size < byName.size) yield* requireNoMissingTensor(byName, update, field);
+    if (missing === "error" && tensors.length - scaleOf.names.size < byName.size) yield* requireNoMissingTensor(byName, update, field, hint);
   }
   return yield* sorted([...byName.values()], (a, b) => compareUtf8(a.name, b.name));
 }
 
 /** Throws TENSOR_MISMATCH if an update lacks a tensor. The error names the first missing tensor. */
-function* requireNoMissingTensor(byName: ReadonlyMap<string, CombinedTensor>, update: number, field: string): Task<void> {
+function* requireNoMissingTensor(byName: ReadonlyMap<string, CombinedTensor>, update: number, field: string, hint: string): Task<void> {
   let checked = 0;
   for (const { name, parts } of byName.values()) {
     if (++checked % CHEAP_ITEMS_PER_YIELD === 0) yield;
-    if (parts.at(-1)?.update !== update)
-      throw StepdError.mismatch("TENSOR_MISMATCH", `${field}/${pointerEscape(name)}`, "a tensor, or missing renormalize", "none", [name]);
+    if (parts.at(-1)?.update !== update) throw StepdError.mismatch("TENSOR_MISMATCH", `${field}/${pointerEscape(name)}`, `a tensor${hint}`, "none", [name]);
   }
 }
 

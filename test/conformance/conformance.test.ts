@@ -20,6 +20,8 @@ const paths: Readonly<Record<string, string>> = {
   "optimizer.step": "/v1/step",
   "optimizer.init": "/v1/init",
   "optimizer.norms": "/v1/norms",
+  "optimizer.reduce": "/v1/reduce",
+  "optimizer.distances": "/v1/distances",
   "optimizer.plan": "/v1/plan",
   "state.inspect": "/v1/state/inspect",
   "state.convert": "/v1/state/convert",
@@ -27,10 +29,15 @@ const paths: Readonly<Record<string, string>> = {
 };
 
 /** The members of a request that may be blobs. */
-const BLOBS = ["params", "grads", "state"];
+const BLOBS = ["params", "grads", "state", "accumulator", "tensors"];
 
 const mapBlobs = (call: Json, change: (blob: unknown) => unknown): Json =>
-  Object.fromEntries(Object.entries(call).map(([name, value]) => [name, BLOBS.includes(name) ? change(value) : value]));
+  Object.fromEntries(
+    Object.entries(call).map(([name, value]) => {
+      if (name === "updates") return [name, (value as Json[]).map((update) => mapBlobs(update, change))];
+      return [name, BLOBS.includes(name) ? change(value) : value];
+    }),
+  );
 
 /** Converts base64 to bytes, the form of blobs in MessagePack. */
 const toBinary = (call: Json): Json => mapBlobs(call, (blob) => (typeof blob === "string" ? Buffer.from(blob, "base64") : blob));

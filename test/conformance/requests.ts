@@ -6,6 +6,7 @@
 import { variants } from "../support/variants.ts";
 import { type Ask, adamw, grads, nonFiniteGrads, params, type Request, recast, secondGrads } from "./_request.ts";
 import { blobs } from "./blobs.ts";
+import { reducing } from "./reductions.ts";
 
 const adam = { name: "adam", lr: 0.1 };
 const sgd = { name: "sgd", lr: 0.1, momentum: 0.9 };
@@ -261,5 +262,6 @@ export async function* requests(ask: Ask): AsyncGenerator<Request> {
   });
   yield other("schedule.evaluate", "schedule.error-argument", "an argument out of range", { schedule: { name: "exponential", gamma: -1 } });
 
+  yield* reducing(ask);
   yield* blobs(ask);
 }

@@ -21,6 +21,7 @@ import pytest
 from conftest import ROOT, Server
 
 import stepd
+from stepd._reduce import ReduceOptions
 from stepd._tensors import array_of as entry_array
 from stepd._tensors import read_file
 
@@ -179,6 +180,40 @@ def init(client: Any, params: Json) -> Any:
     return client.init(rest.pop("optimizer"), arrays_of(rest.pop("params")), **rest)
 
 
+def updates_of(params: Json) -> list[Any]:
+    """Return arrays for an update without a weight, else a pair."""
+    return [
+        (arrays_of(update["tensors"]), update["weight"])
+        if "weight" in update
+        else arrays_of(update["tensors"])
+        for update in params["updates"]
+    ]
+
+
+def reduce(client: Any, params: Json) -> Any:
+    rest = {key: value for key, value in params.items() if key != "updates"}
+    given = rest.pop("params", None)
+    if "accumulator" in rest:
+        rest["accumulator"] = base64.b64decode(rest["accumulator"])
+    arrays = None if given is None else arrays_of(given)
+    return client.reduce(updates_of(params), arrays, **rest)
+
+
+def reduced(result: stepd.ReduceResult) -> Json:
+    found = dict(vars(result))
+    if result.accumulator is None:
+        return found
+    # Without the pseudo-gradient, the client's arrays are empty.
+    assert found.pop("grads") == {}
+    return {**found, "accumulator": text_of(result.accumulator)}
+
+
+def distances(client: Any, params: Json) -> Any:
+    earlier = params.get("distances")
+    matrix = earlier and np.array([[float(v) for v in row] for row in earlier])
+    return client.distances(updates_of(params), earlier=matrix)
+
+
 def plan(client: Any, params: Json) -> Any:
     rest = dict(params)
     return client.plan(rest.pop("optimizer"), rest.pop("tensors"), **rest)
@@ -201,6 +236,11 @@ METHODS: dict[str, Method] = {
     "optimizer.step": (step, stepped),
     "optimizer.init": (init, lambda state: {"state": text_of(state.to_bytes())}),
     "optimizer.norms": (norms, normed),
+    "optimizer.reduce": (reduce, reduced),
+    "optimizer.distances": (
+        distances,
+        lambda matrix: {"distances": matrix.tolist()},
+    ),
     "optimizer.plan": (plan, dict),
     "optimizer.describe": (lambda client, params: client.describe(**params), dict),
     "state.inspect": (
@@ -239,6 +279,8 @@ def check(case: Json, run: Callable[[Callable[[Any], Any]], Any]) -> None:
     found = METHODS[case["method"]][1](run(call))
     if case["method"] == "optimizer.step":
         require_same(found.pop("params"), arrays_of(expected.pop("params", {})))
+    if "grads" in expected:
+        require_same(found.pop("grads"), arrays_of(expected.pop("grads")))
     assert without_handles(json_of(found)) == json_of(expected)
 
 
@@ -341,6 +383,11 @@ def can_be_sharded(case: Json) -> bool:
     known = {*inspect.signature(method).parameters} if method else set()
     if "options" in known:
         known |= stepd.StepOptions.__optional_keys__ - {"stats"}
+    if case["method"] == "optimizer.reduce":
+        known |= ReduceOptions.__optional_keys__
+    if case["method"] == "optimizer.distances":
+        # The client's argument has the name `earlier`.
+        known.add("distances")
     names = handles_of(case["params"]) or "cached" in case.get("result", {})
     is_whole = not names and not is_of_files_alone(case)
     return set(case["params"]) <= known and is_whole

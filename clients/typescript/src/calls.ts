@@ -1,5 +1,5 @@
 /** The inputs and results of a client's calls, and their parts. */
-import type { ReduceInput, ReduceResult } from "./reduce.ts";
+import type { DistancesInput, ReduceInput, ReduceResult } from "./reduce.ts";
 import type { Slices, State } from "./state.ts";
 import type { DType, Tensor, Tensors } from "./tensors.ts";
 import type { CallOptions } from "./transport.ts";
@@ -77,6 +77,7 @@ export interface Caller {
   step(input: StepInput | CachedStepInput, options?: CallOptions): Promise<StepResult>;
   norms(input: NormsInput, options?: CallOptions): Promise<NormsResult>;
   reduce(input: ReduceInput, options?: CallOptions): Promise<ReduceResult>;
+  distances(input: DistancesInput, options?: CallOptions): Promise<number[][]>;
 }
 
 export type Call<Result> = (client: Caller, options: CallOptions) => Promise<Result>;

@@ -4,7 +4,16 @@ import type { CachedStepInput, NormsInput, StepInput, StepResult, StepSettings }
 import { describeValue, isObject, requireName, requireObject, requireOptions, requireSettings, requireState, requireStep, requireTensors } from "./checks.ts";
 import { StepdError } from "./errors.ts";
 import { isShards, isSplit, type PartedInput, Splitter, withoutState } from "./parts.ts";
-import { type ReduceInput, type ReduceResult, reduceResultOf, requireReduce } from "./reduce.ts";
+import {
+  type DistancesInput,
+  distancesOf,
+  distancesOnWire,
+  type ReduceInput,
+  type ReduceResult,
+  reduceResultOf,
+  requireDistances,
+  requireReduce,
+} from "./reduce.ts";
 import { SharedFolder } from "./shared.ts";
 import { State } from "./state.ts";
 import { fileParts, type Tensor, toTensorsLike, toTensorsNamed } from "./tensors.ts";
@@ -80,6 +89,7 @@ export class Client {
       step: (input: StepInput | CachedStepInput, options?: CallOptions) => this.#step(input, options),
       norms: (input: NormsInput, options?: CallOptions) => this.norms(input, options),
       reduce: (input: ReduceInput, options?: CallOptions) => this.reduce(input, options),
+      distances: (input: DistancesInput, options?: CallOptions) => this.distances(input, options),
     };
     this.#parts = new Splitter(
       (call, options) => call(once, options),
@@ -218,6 +228,20 @@ export class Client {
         accumulator: accumulator && blobs.put([accumulator as Uint8Array<ArrayBuffer>]),
       };
       return this.#transport.call("/v1/reduce", body, (reply) => reduceResultOf(reply, params), options, blobs.lost);
+    });
+  }
+
+  /**
+   * Returns the sum of squared differences between each two updates, in float64. Krum and similar rules select updates by it.
+   * Send deltas or gradients: between whole parameters, the rounding of large values hides small differences.
+   */
+  async distances(input: DistancesInput, options?: CallOptions): Promise<number[][]> {
+    requireDistances(input);
+    const { updates, distances } = input;
+    const files = updates.map(({ tensors }) => fileParts(tensors));
+    return this.#withBlobs(files, null, (blobs) => {
+      const body = { updates: files.map((file) => ({ tensors: blobs.put(file) })), distances: distances && distancesOnWire(distances) };
+      return this.#transport.call("/v1/distances", body, (reply) => distancesOf(reply, updates.length), options, blobs.lost);
     });
   }
 

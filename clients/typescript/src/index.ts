@@ -4,7 +4,7 @@ export { type AverageInput, Client, type Conversion, type ConvertInput, type Ser
 export type { ErrorName } from "./errors.gen.ts";
 export { StepdError, TransportError } from "./errors.ts";
 export { Ledger, type LedgerInput, type LedgerOptions } from "./ledger.ts";
-export type { ReduceInput, ReduceResult, ReduceSettings, Update } from "./reduce.ts";
+export type { Distances, DistancesInput, ReduceInput, ReduceResult, ReduceSettings, Update } from "./reduce.ts";
 export { ShardedClient, type ShardedInput, type ShardedOptions, type ShardedResult } from "./sharded.ts";
 export { State } from "./state.ts";
 export { type DType, type Tensor, type Tensors, toTensors, type UpdateTensor, type UpdateTensors } from "./tensors.ts";

@@ -1,4 +1,4 @@
-/** Checks the arguments of optimizer.reduce, reads its results, and splits a reduction over several calls. */
+/** Checks the arguments of optimizer.reduce and optimizer.distances, reads their results, and splits both over several calls. */
 import { bytesIn } from "./blobs.ts";
 import { describeValue, requireObject, requireTensors } from "./checks.ts";
 import { compareCanonical, compareUtf8, type FileTensor, fileOf, readFile, type Tensor, type Tensors, toTensors, type UpdateTensors } from "./tensors.ts";
@@ -37,19 +37,52 @@ export interface ReduceResult {
   readonly skipped: boolean;
 }
 
+/** Squared distances between updates: a symmetric matrix in the order of the updates. */
+export type Distances = readonly (readonly number[])[];
+
+export interface DistancesInput {
+  /** All updates have the same tensors. Weights have no influence. */
+  readonly updates: readonly Update[];
+  /** The result of an earlier call for other tensors of the same updates, to which this call adds. */
+  readonly distances?: Distances | undefined;
+}
+
 /** Checks the types of a reduction's arguments. */
 export const requireReduce = (input: unknown): void => {
   requireObject("reduce", input, "an object with updates");
   const { updates, params, accumulator, method } = input as Record<string, unknown>;
+  requireUpdates(updates);
+  if (params !== undefined) requireTensors("params", params);
+  if (accumulator !== undefined && !(accumulator instanceof Uint8Array))
+    throw new TypeError(`accumulator: expected the bytes of an earlier result, found ${describeValue(accumulator)}`);
+  if (method !== undefined) requireObject("method", method, 'a method such as { name: "median" }');
+};
+
+/** Checks the types of the arguments of optimizer.distances. */
+export const requireDistances = (input: unknown): void => {
+  requireObject("distances", input, "an object with updates");
+  const { updates, distances } = input as Record<string, unknown>;
+  requireUpdates(updates);
+  const isMatrix = Array.isArray(distances) && distances.every((row) => Array.isArray(row) && row.every((value) => typeof value === "number"));
+  if (distances !== undefined && !isMatrix) throw new TypeError(`distances: expected an earlier result, found ${describeValue(distances)}`);
+};
+
+const requireUpdates = (updates: unknown): void => {
   if (!Array.isArray(updates)) throw new TypeError(`updates: expected a list such as [{ tensors, weight: 1 }], found ${describeValue(updates)}`);
   for (const [index, update] of (updates as readonly unknown[]).entries()) {
     requireObject(`updates[${index}]`, update, "{ tensors, weight }");
     requireTensors(`updates[${index}].tensors`, (update as Partial<Update>).tensors);
   }
-  if (params !== undefined) requireTensors("params", params);
-  if (accumulator !== undefined && !(accumulator instanceof Uint8Array))
-    throw new TypeError(`accumulator: expected the bytes of an earlier result, found ${describeValue(accumulator)}`);
-  if (method !== undefined) requireObject("method", method, 'a method such as { name: "median" }');
+};
+
+/** Encodes values that are not finite as strings, as the wire format requires. */
+export const distancesOnWire = (distances: Distances): unknown => distances.map((row) => row.map((value) => (Number.isFinite(value) ? value : String(value))));
+
+/** Reads a matrix of `count` rows. Throws RangeError for another reply. */
+export const distancesOf = (reply: unknown, count: number): number[][] => {
+  const { distances } = reply as { readonly distances?: unknown };
+  if (!Array.isArray(distances) || distances.length !== count) throw new RangeError(`expected distances of ${count} updates, found another reply`);
+  return (distances as unknown[][]).map((row) => row.map(Number));
 };
 
 /** Reads a reply. `params` give the order of the gradients. */
@@ -98,18 +131,8 @@ export const splitReduction = ({ updates, params, accumulator, ...settings }: Re
   for (const [key, { bytes }] of sums?.tensors ?? []) add(parameterOf(key), bytes.length);
   for (const { tensors } of updates) for (const [name, { data }] of Object.entries(tensors)) add(ownerOf(name, tensors), data.byteLength);
 
-  const callOf = new Map<string, number>();
-  let calls = 0;
-  let room = requestBytes;
-  for (const [name, size] of sizes) {
-    if (size > room && room < requestBytes) {
-      calls++;
-      room = requestBytes;
-    }
-    callOf.set(name, calls);
-    room -= size;
-  }
-  return Array.from({ length: calls + 1 }, (_, call): ReduceInput => {
+  const { callOf, calls } = packed(sizes, requestBytes);
+  return Array.from({ length: calls }, (_, call): ReduceInput => {
     const isOwn = (name: string): boolean => callOf.get(name) === call;
     const own = <T>(record: Readonly<Record<string, T>>, nameOf: (name: string) => string = (name) => name): Record<string, T> =>
       Object.fromEntries(Object.entries(record).filter(([name]) => isOwn(nameOf(name))));
@@ -125,6 +148,43 @@ export const splitReduction = ({ updates, params, accumulator, ...settings }: Re
         ),
     };
   });
+};
+
+/** Assigns names to calls of about the given size, in their order. There is at least one call. */
+const packed = (sizes: Iterable<readonly [name: string, size: number]>, requestBytes: number): { callOf: ReadonlyMap<string, number>; calls: number } => {
+  const callOf = new Map<string, number>();
+  let calls = 1;
+  let room = requestBytes;
+  for (const [name, size] of sizes) {
+    if (size > room && room < requestBytes) {
+      calls++;
+      room = requestBytes;
+    }
+    callOf.set(name, calls - 1);
+    room -= size;
+  }
+  return { callOf, calls };
+};
+
+/** Splits updates by tensors, in the order of the names' UTF-8 bytes. In this order, the calls have the bits of one call. */
+export const splitByName = (updates: readonly Update[], requestBytes: number): readonly (readonly Update[])[] => {
+  const sizes = new Map<string, number>();
+  for (const { tensors } of updates) {
+    for (const [name, { data }] of Object.entries(tensors)) {
+      const owner = ownerOf(name, tensors);
+      sizes.set(owner, (sizes.get(owner) ?? 0) + data.byteLength);
+    }
+  }
+  const { callOf, calls } = packed(
+    [...sizes].sort(([a], [b]) => compareUtf8(a, b)),
+    requestBytes,
+  );
+  return Array.from({ length: calls }, (_, call) =>
+    updates.map(({ tensors, ...more }) => ({
+      ...more,
+      tensors: Object.fromEntries(Object.entries(tensors).filter(([name]) => callOf.get(ownerOf(name, tensors)) === call)),
+    })),
+  );
 };
 
 /** Joins the results of all calls. */

@@ -3,7 +3,16 @@
 import { describeValue, requireOptions, requireStep } from "./checks.ts";
 import { Client, roundTripOf } from "./client.ts";
 import { LARGEST_PART_BYTES, type PartedInput, type PartedResult, Splitter } from "./parts.ts";
-import { joinReduced, type ReduceInput, type ReduceResult, requireReduce, splitReduction } from "./reduce.ts";
+import {
+  type DistancesInput,
+  joinReduced,
+  type ReduceInput,
+  type ReduceResult,
+  requireDistances,
+  requireReduce,
+  splitByName,
+  splitReduction,
+} from "./reduce.ts";
 import { Replicas } from "./replicas.ts";
 import { requireRetries } from "./retries.ts";
 import { SharedFolder } from "./shared.ts";
@@ -96,5 +105,20 @@ export class ShardedClient {
       dropped,
       input.params,
     );
+  }
+
+  /**
+   * Does the same as Client.distances, with the tensors split over several calls. Each call adds to the result of the call before
+   * it, so the calls run one after the other.
+   */
+  async distances(input: DistancesInput, options: CallOptions = {}): Promise<number[][]> {
+    requireDistances(input);
+    requireCallOptions(options);
+    let distances: number[][] = [];
+    for (const [index, updates] of splitByName(input.updates, this.#reducedBytes).entries()) {
+      const part = { updates, distances: index === 0 ? input.distances : distances };
+      [distances = []] = await this.#parts.each([part], options, (own) => (client, call) => client.distances(own, call));
+    }
+    return distances;
   }
 }

@@ -4,7 +4,7 @@ import { readdirSync, readFileSync } from "node:fs";
 import { after, before, suite, test } from "node:test";
 import { withHandles, withoutHandles } from "../../../test/conformance/_handles.ts";
 import { TestService } from "../../../test/support/service.ts";
-import { Client, ShardedClient, State, StepdError, type StepInput, type StepResult, type Tensor, type Tensors } from "../src/index.ts";
+import { Client, type ReduceInput, ShardedClient, State, StepdError, type StepInput, type StepResult, type Tensor, type Tensors } from "../src/index.ts";
 import { toTensors } from "../src/tensors.ts";
 import { type Body, recordingFetch, TestFolder } from "./_folder.ts";
 import { bits, floatOf, toTensor, type WireTensor } from "./_tensors.ts";
@@ -64,7 +64,9 @@ const toNative = (params: Json, files: Files = {}): Json => {
   const values = Object.entries(params).flatMap(([name, value]): [string, unknown][] => {
     if (isHandle(value)) return [];
     if (name === "params" || name === "grads") return [[name, fromWire(value, files)]];
-    if (name === "state" && value !== null) return [[name, bytesOf(value, files)]];
+    if ((name === "state" || name === "accumulator") && value !== null) return [[name, bytesOf(value, files)]];
+    if (name === "updates") return [[name, (value as Json[]).map((update) => ({ ...update, tensors: fromWire(update["tensors"], files) }))]];
+    if (name === "distances") return [[name, comparable(value)]];
     return [[name, name === "reply" ? { ...(value as Json), into: undefined } : value]];
   });
   return { ...Object.fromEntries(values), ...(Object.keys(cached).length > 0 && { cached }) };
@@ -90,6 +92,13 @@ const calls: Readonly<Record<string, (client: Client, params: never) => Promise<
   },
   "optimizer.init": async (client, params) => ({ state: await client.init(params) }),
   "optimizer.norms": (client, params) => client.norms(params),
+  "optimizer.reduce": async (client, params: ReduceInput) => {
+    const { grads, ...result } = await client.reduce(params);
+    if (params.finish ?? true) return { ...result, grads: toWire(grads) };
+    assert.deepEqual(grads, {});
+    return result;
+  },
+  "optimizer.distances": async (client, params) => ({ distances: await client.distances(params) }),
   "optimizer.plan": (client, params) => client.plan(params),
   "optimizer.describe": (client, { name }: { name: string }) => client.describe(name),
   "state.inspect": (client, { state }: { state: Uint8Array }) => client.inspect(state),
@@ -100,8 +109,9 @@ const calls: Readonly<Record<string, (client: Client, params: never) => Promise<
   "schedule.evaluate": (client, params) => client.evaluateSchedule(params),
 };
 
-const expectedOf = ({ params, state, ...result }: Json, written: Files = {}): unknown => ({
+const expectedOf = ({ params, grads, state, ...result }: Json, written: Files = {}): unknown => ({
   ...(comparable(result) as Json),
+  ...(grads !== undefined && { grads: toWire(fromWire(grads, written)) }),
   ...(params !== undefined && { params: toWire(fromWire(params, written)) }),
   ...(state !== undefined && { state: base64(bytesOf(state, written)) }),
 });
@@ -188,9 +198,9 @@ suite("conformance set", () => {
         assert.ok(bodies.length > 0 && bodies.every((body) => isBlob(body["params"])));
       });
 
-    // The same step in shards of one tensor must give the same bits or the same error.
+    // The same call in shards of one tensor must give the same bits or the same error.
     const isOfOneCall = params["stats"] !== undefined || isHandle(params["params"]) || isHandle(params["state"]) || result?.["cached"] !== undefined;
-    if (method !== "optimizer.step" || isOfOneCall || isOfFilesAlone) continue;
+    if (!["optimizer.step", "optimizer.reduce", "optimizer.distances"].includes(method) || isOfOneCall || isOfFilesAlone) continue;
     test(`${file}, sharded`, () => run(new ShardedClient([(server === "storing" ? storing : bare).url], { requestBytes: 1 }) as unknown as Client));
   }
 });

@@ -30,7 +30,7 @@ const sameGrads = (found: ReduceResult, expected: ReduceResult): void => {
 };
 
 let service: TestService;
-const clients: { [name: string]: { reduce(input: ReduceInput): Promise<ReduceResult> } } = {};
+const clients: { [name: string]: Pick<Client, "reduce" | "distances"> } = {};
 before(async () => {
   service = await TestService.start();
   clients["Client"] = new Client(service.url);
@@ -77,6 +77,20 @@ for (const name of ["Client", "ShardedClient"]) {
         assert.deepEqual([error.code, error.field, error.tensors], ["NON_FINITE_GRADIENT", "/updates/2/tensors", ["b"]]);
         return true;
       });
+    });
+
+    test("distances have the numbers of loops in float64", async () => {
+      const found = (await clients[name]?.distances({ updates })) as number[][];
+      for (const [i, one] of updates.entries()) {
+        for (const [j, other] of updates.entries()) {
+          let expected = 0;
+          for (const [tensor, { data }] of Object.entries(one.tensors))
+            for (const [index, value] of data.entries()) expected += (value - (other.tensors[tensor]?.data[index] as number)) ** 2;
+          assert.ok(Math.abs((found[i]?.[j] as number) - expected) <= 1e-12 * expected, `${i}, ${j}: ${found[i]?.[j]}, not ${expected}`);
+        }
+      }
+      assert.deepEqual(found, await clients["Client"]?.distances({ updates }));
+      await assert.rejects(clients[name]?.distances({ updates, distances: 3 } as never) as Promise<unknown>, /distances: expected an earlier result, found 3/);
     });
 
     test("no update skips", async () => {

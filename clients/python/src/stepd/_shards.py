@@ -344,6 +344,7 @@ class ShardedClient(Splitter):
         self,
         updates: Sequence[AnyUpdate],
         *,
+        earlier: Array | None = None,
         timeout: float | Timeout | None = None,
     ) -> Array:
         """Return the squared distances, as :meth:`Client.distances` does.
@@ -352,14 +353,14 @@ class ShardedClient(Splitter):
         """
         span = self._span(timeout)
         shards = Shards(None, updates_of(updates), None)
-        total: Array | None = None
+        total = earlier
         for names in shards.by_name(self._reduced_bytes):
             own = shards.updates_of(names)
 
             def call(
-                client: Client, own: list[Update] = own, earlier: Array | None = total
+                client: Client, own: list[Update] = own, before: Array | None = total
             ) -> Array:
-                return client.distances(own, earlier=earlier, timeout=span.remaining())
+                return client.distances(own, earlier=before, timeout=span.remaining())
 
             total = self._try_replicas(call, span)
         assert total is not None

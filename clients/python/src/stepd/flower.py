@@ -1,14 +1,15 @@
 """A Flower strategy whose server step runs on stepd (flwr 1.42 or later).
 
 The optimizer's state survives a restart. Replies are combined in the order of the
-nodes' ids, so that a repeated round has the same bits.
+nodes' ids, so that the order of arrival changes no bit.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
-import math
+import logging
 import os
 import pathlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -17,16 +18,33 @@ from typing import Any, BinaryIO, Literal, Protocol
 import numpy as np
 from flwr.app import Array as FlowerArray
 from flwr.app import ArrayRecord
+from flwr.serverapp.exception import AggregationError
 from flwr.serverapp.strategy import FedAvg
 
 from ._calls import StepResult
+from ._errors import ServerError
 from ._options import Optimizer
+from ._reduce import ReduceResult
 from ._state import STEP, State
 from ._tensors import Array, scalar
 
-__all__ = ["StepdStrategy", "fed_adagrad", "fed_adam", "fed_avg", "fed_avg_m"]
+__all__ = [
+    "StepdStrategy",
+    "fed_adagrad",
+    "fed_adam",
+    "fed_avg",
+    "fed_avgm",
+    "fed_yogi",
+]
 
 _LATEST = "latest.json"
+
+_log = logging.getLogger("flwr")
+
+#: The options of a reduction that a strategy leaves to its caller.
+_REDUCE_OPTIONS = ("method", "missing", "non_finite")
+
+_Arrays = dict[str, Array]
 
 
 class _Client(Protocol):
@@ -34,7 +52,19 @@ class _Client(Protocol):
 
     def step(self, *args: Any, **options: Any) -> StepResult: ...
 
+    def reduce(self, *args: Any, **options: Any) -> ReduceResult: ...
+
     def init(self, *args: Any, **options: Any) -> State: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reply:
+    """A node's reply to a training message."""
+
+    node: int
+    arrays: _Arrays
+    weight: float
+    content: Any
 
 
 #: An optimizer, or a function that returns the optimizer for a step count from 1 on.
@@ -58,8 +88,9 @@ class StepdStrategy(FedAvg):  # type: ignore[misc]
     replaces all three atomically. A new strategy with the same path continues the run:
     start it with ``strategy.arrays``. ``strategy.round`` counts the completed rounds.
 
-    ``reduce`` holds more options of the reduction, such as ``{"non_finite": "drop"}``.
-    All other arguments are those of Flower's FedAvg.
+    ``reduce`` holds more options of the reduction: ``method``, ``missing`` and
+    ``non_finite``, for example ``{"method": {"name": "median"}}``. Only the mean uses
+    the nodes' weights. All other arguments are those of Flower's FedAvg.
     """
 
     def __init__(
@@ -81,10 +112,14 @@ class StepdStrategy(FedAvg):  # type: ignore[misc]
         self._trainable = trainable
         self._count = count
         self._reduce = dict(reduce or {})
+        for name in self._reduce:
+            if name not in _REDUCE_OPTIONS:
+                known = ", ".join(_REDUCE_OPTIONS)
+                raise TypeError(f"reduce: expected {known}, found {name!r}")
         #: The step count minus the round, with ``count="rounds"``.
         self._ahead = 0
         self._path = None if path is None else pathlib.Path(path)
-        self._arrays: dict[str, Array] = {}
+        self._arrays: _Arrays = {}
         #: The optimizer's state. None before the first step.
         self.state: State | None = None
         #: The number of completed rounds, including those before a restart.
@@ -92,6 +127,7 @@ class StepdStrategy(FedAvg):  # type: ignore[misc]
         if self._path is not None:
             self._path.mkdir(parents=True, exist_ok=True)
             self._load(self._path)
+        #: The number of rounds before the current start.
         self._rounds_before = self.round
 
     @property
@@ -102,62 +138,125 @@ class StepdStrategy(FedAvg):  # type: ignore[misc]
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: Any, grid: Any
     ) -> Any:
-        self._arrays = {name: array.numpy() for name, array in arrays.items()}
+        given = {name: array.numpy() for name, array in arrays.items()}
+        if server_round == 1:
+            # Another start of the same strategy continues the run.
+            self._rounds_before = self.round
+            if self.round > 0 and not _are_equal(given, self._arrays):
+                raise ValueError(
+                    "initial_arrays: expected strategy.arrays, the parameters after "
+                    f"round {self.round}, found other arrays"
+                )
+        for name, array in given.items():
+            if array.dtype.kind not in "fiub":
+                raise TypeError(
+                    f"{name}: expected floats, integers or booleans, "
+                    f"found {array.dtype}"
+                )
+        self._arrays = given
         return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Any]) -> Any:
         valid, _ = self._check_and_log_replies(list(replies), is_train=True)
-        self.round = self._rounds_before + server_round
-        if not valid:
-            self._save()
-            return None, None
         # Sorting makes the bits independent of the order of arrival.
         valid.sort(key=lambda reply: reply.metadata.src_node_id)
-        contents = [reply.content for reply in valid]
-        updates = [(_arrays_in(content), self._weight(content)) for content in contents]
-        self._step(updates)
-        metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
+        read = [self._read(message) for message in valid]
+        completed = self._rounds_before + server_round
+        kept = self._step(completed, read) if _have_weight(read) else []
+        self.round = completed
         self._save()
+        if not kept:
+            return None, None
+        contents = [reply.content for reply in kept]
+        metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
         return _record(self._arrays), metrics
 
-    def _weight(self, content: Any) -> float:
+    def _read(self, message: Any) -> _Reply:
+        """Read a reply. Raises AggregationError if its arrays are not the model's."""
+        node, content = message.metadata.src_node_id, message.content
+        (record,) = content.array_records.values()
         (metrics,) = content.metric_records.values()
-        return float(metrics[self.weighted_by_key])
+        arrays = {name: array.numpy() for name, array in record.items()}
+        for name, array in arrays.items():
+            own = self._arrays.get(name)
+            if own is None or own.shape != array.shape:
+                shape = "no such array" if own is None else f"shape {own.shape}"
+                reason = f"{name} of node {node}: expected {shape}, found {array.shape}"
+                raise AggregationError(reason=reason)
+        if self._reduce.get("missing") != "renormalize":
+            for name in self._arrays.keys() - arrays.keys():
+                reason = f"{name} of node {node}: expected an array, found none"
+                raise AggregationError(reason=reason)
+        return _Reply(node, arrays, float(metrics[self.weighted_by_key]), content)
 
-    def _step(self, updates: list[tuple[dict[str, Array], float]]) -> None:
-        names = [name for name, array in self._arrays.items() if _is_float(array)]
-        stepped = [name for name in names if self._is_trainable(name)]
-        params = {name: self._arrays[name] for name in stepped}
-        taken = self.round - 1 + self._ahead
+    def _step(self, completed: int, replies: list[_Reply]) -> list[_Reply]:
+        """Take the server step, and return the replies that it combined.
+
+        An exception leaves the parameters and the state unchanged.
+        """
+        floats = {n: array for n, array in self._arrays.items() if _is_float(array)}
+        params = {n: array for n, array in floats.items() if self._is_trainable(n)}
+        others = {n: array for n, array in floats.items() if n not in params}
+        optimizer, state = self._begin(completed, params)
+        kept = replies
+        while True:
+            reduce = {**self._reduce, "updates": self._updates(kept, params)}
+            with _nodes_logged(kept):
+                result = self._client.step(
+                    optimizer, params, None, state, reduce=reduce
+                )
+            combined = result.reduce
+            kept = _without(kept, combined.dropped if combined else ())
+            if not others:
+                means: _Arrays = {}
+                break
+            with _nodes_logged(kept):
+                mean = self._client.reduce(
+                    self._updates(kept, others),
+                    others,
+                    form="gradients",
+                    **self._reduce,
+                )
+            if not mean.dropped:
+                means = mean.grads
+                break
+            # The step must not combine a reply whose other arrays are not finite.
+            kept = _without(kept, mean.dropped)
+        arrays = {**self._arrays, **result.params}
+        for name, array in self._arrays.items():
+            if name in means:
+                arrays[name] = means[name].astype(array.dtype)
+            elif not _is_float(array) and _have_weight(kept):
+                arrays[name] = _integer_mean(name, array, kept)
+        self._arrays, self.state = arrays, result.state
+        return kept if _have_weight(kept) else []
+
+    def _begin(self, completed: int, params: _Arrays) -> tuple[Optimizer, State | None]:
+        """Return the optimizer and the state of the step that completes a round."""
+        state = self.state
+        taken = completed - 1 + self._ahead
         if self._count == "steps":
-            taken = 0 if self.state is None else self.state.step
-        optimizer = self._optimizer
-        chosen = optimizer(taken + 1) if callable(optimizer) else optimizer
+            taken = 0 if state is None else state.step
+        chosen = self._optimizer
+        optimizer = chosen(taken + 1) if callable(chosen) else chosen
         if self._count == "rounds":
-            state = self.state or self._client.init(chosen, params)
-            self.state = _with_steps(state, taken)
-        own = [
-            ({name: arrays[name] for name in stepped if name in arrays}, weight)
-            for arrays, weight in updates
+            if state is None:
+                state = self._client.init(optimizer, params)
+            state = _with_steps(state, taken)
+        return optimizer, state
+
+    def _updates(
+        self, replies: list[_Reply], names: Collection[str]
+    ) -> list[tuple[_Arrays, float]]:
+        method = self._reduce.get("method") or {"name": "mean"}
+        is_mean = method.get("name") == "mean"
+        return [
+            (
+                {name: reply.arrays[name] for name in names if name in reply.arrays},
+                reply.weight if is_mean else 1.0,
+            )
+            for reply in replies
         ]
-        result = self._client.step(
-            chosen,
-            params,
-            None,
-            self.state,
-            reduce={**self._reduce, "updates": own, "form": "params"},
-        )
-        self.state = result.state
-        dropped = () if result.reduce is None else result.reduce.dropped
-        kept = [one for index, one in enumerate(updates) if index not in dropped]
-        total = sum(weight for _, weight in kept)
-        arrays = dict(self._arrays)
-        arrays.update(result.params)
-        for name in arrays.keys() - params.keys():
-            # If all weights are 0, the arrays stay unchanged.
-            if total > 0:
-                arrays[name] = _mean(arrays[name], name, kept, total)
-        self._arrays = arrays
 
     def _is_trainable(self, name: str) -> bool:
         if self._trainable is None:
@@ -174,12 +273,14 @@ class StepdStrategy(FedAvg):  # type: ignore[misc]
             np.savez(file, *self._arrays.values())
         if self.state is not None:
             files["state"] = f"round-{self.round}.safetensors"
-            self.state.save(self._path / files["state"])
+            with _replaced(self._path / files["state"]) as file:
+                file.writelines(self.state.parts())
         latest = {"round": self.round, "names": list(self._arrays), **files}
         # This rename replaces parameters, state and round at once.
         with _replaced(self._path / _LATEST) as file:
             file.write(json.dumps(latest).encode())
-        for old in self._path.glob("round-*"):
+        # A killed process may have left partial files, too.
+        for old in [*self._path.glob("round-*"), *self._path.glob(f"{_LATEST}.*")]:
             if old.name not in files.values():
                 old.unlink(missing_ok=True)
 
@@ -215,7 +316,7 @@ def fed_avg(client: _Client, **strategy: Any) -> StepdStrategy:
     return StepdStrategy(client, {"name": "sgd", "lr": 1.0}, **strategy)
 
 
-def fed_avg_m(
+def fed_avgm(
     client: _Client,
     *,
     server_learning_rate: float = 1.0,
@@ -244,24 +345,38 @@ def fed_adam(
     tau: float = 1e-3,
     **strategy: Any,
 ) -> StepdStrategy:
-    """Flower's FedAdam, whose bias correction counts from server_round + 1.
-
-    Flower adds ``tau`` to the root before the bias correction, and Adam adds ``eps``
-    after it. So ``eps`` is ``tau`` divided by the round's bias correction.
-    """
-
-    def adam(count: int) -> Optimizer:
-        eps = tau / math.sqrt(1 - beta_2**count)
-        return {"name": "adam", "lr": eta, "betas": (beta_1, beta_2), "eps": eps}
-
-    made = StepdStrategy(client, adam, **{"count": "rounds", **strategy})
+    """Flower's FedAdam, whose bias correction counts from server_round + 1."""
+    optimizer = {
+        "name": "adam",
+        "lr": eta,
+        "betas": (beta_1, beta_2),
+        "eps": tau,
+        "bias_correction": "step_size",
+    }
+    made = StepdStrategy(client, optimizer, **{"count": "rounds", **strategy})
     made._ahead = 1
     return made
 
 
-def _arrays_in(content: Any) -> dict[str, Array]:
-    (record,) = content.array_records.values()
-    return {name: array.numpy() for name, array in record.items()}
+def fed_yogi(
+    client: _Client,
+    *,
+    eta: float = 1e-2,
+    beta_1: float = 0.9,
+    beta_2: float = 0.99,
+    tau: float = 1e-3,
+    **strategy: Any,
+) -> StepdStrategy:
+    """Flower's FedYogi, whose moments begin at 0 and have no bias correction."""
+    optimizer = {
+        "name": "yogi",
+        "lr": eta,
+        "betas": (beta_1, beta_2),
+        "eps": tau,
+        "bias_correction": "none",
+        "initial_accumulator_value": 0.0,
+    }
+    return StepdStrategy(client, optimizer, **strategy)
 
 
 def _record(arrays: Mapping[str, Array]) -> ArrayRecord:
@@ -272,16 +387,50 @@ def _is_float(array: Array) -> bool:
     return array.dtype.kind == "f"
 
 
-def _mean(
-    old: Array, name: str, updates: list[tuple[dict[str, Array], float]], total: float
-) -> Array:
-    """Return the weighted mean in the dtype of the old array."""
-    wide: Array = np.zeros(old.shape)
-    for arrays, weight in updates:
-        wide = wide + arrays[name].astype(np.float64) * weight
-    wide = wide / total
-    rounded = wide if _is_float(old) else np.rint(wide)
-    return np.asarray(rounded).astype(old.dtype)
+def _are_equal(one: Mapping[str, Array], other: Mapping[str, Array]) -> bool:
+    return one.keys() == other.keys() and all(
+        array.dtype == other[name].dtype
+        and array.shape == other[name].shape
+        and array.tobytes() == other[name].tobytes()
+        for name, array in one.items()
+    )
+
+
+def _have_weight(replies: list[_Reply]) -> bool:
+    return any(reply.weight != 0 for reply in replies)
+
+
+def _without(replies: list[_Reply], dropped: Collection[int]) -> list[_Reply]:
+    for index in dropped:
+        _log.warning("The reply of node %s has NaN or infinity", replies[index].node)
+    return [reply for index, reply in enumerate(replies) if index not in dropped]
+
+
+@contextlib.contextmanager
+def _nodes_logged(replies: list[_Reply]) -> Iterator[None]:
+    """Log the nodes' ids after a refusal, because errors name updates by index."""
+    try:
+        yield
+    except ServerError:
+        nodes = ", ".join(str(reply.node) for reply in replies)
+        _log.error("updates/0, updates/1, ... are those of the nodes %s", nodes)
+        raise
+
+
+def _integer_mean(name: str, old: Array, replies: list[_Reply]) -> Array:
+    """Return the weighted mean of the replies that have an integer array."""
+    own = [(r.arrays[name], r.weight) for r in replies if name in r.arrays]
+    weight = sum(weight for _, weight in own)
+    if weight == 0:
+        return old
+    first, _ = own[0]
+    # Float64 does not hold all integers, but equal values keep all of their digits.
+    if all(np.array_equal(array, first) for array, _ in own):
+        return first.astype(old.dtype)
+    total: Array = np.zeros(old.shape)
+    for array, own_weight in own:
+        total = total + array.astype(np.float64) * own_weight
+    return np.asarray(np.rint(total / weight)).astype(old.dtype)
 
 
 def _with_steps(state: State, count: int) -> State:

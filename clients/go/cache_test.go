@@ -20,7 +20,7 @@ func TestCachedBlobsAreNotSent(t *testing.T) {
 			other := StepRequest{Optimizer: AdamW(0.01), Params: request.Params}
 			for i := range uint64(4) {
 				request.Grads, other.Grads = largeTensors(i+2, F32), largeTensors(i+2, F32)
-				sent.bytes = 0
+				sent.bytes.Store(0)
 				found := must[*StepResult](t)(client.Step(ctx, request))
 				expected := must[*StepResult](t)(plain.Step(ctx, other))
 				if request.Params == nil {
@@ -31,8 +31,8 @@ func TestCachedBlobsAreNotSent(t *testing.T) {
 				if found.Cached == nil || found.Cached.Params == "" || found.Cached.State == "" || expected.Cached != nil {
 					t.Fatalf("%+v", found.Cached)
 				}
-				if most := 200_000; i > 0 && sent.bytes > most {
-					t.Fatalf("%d bytes were sent, and the gradients have fewer than %d", sent.bytes, most)
+				if most := 200_000; i > 0 && sent.bytes.Load() > int64(most) {
+					t.Fatalf("%d bytes were sent, and the gradients have fewer than %d", sent.bytes.Load(), most)
 				}
 				request.Params, request.State, request.Cached = found.Params, found.State, found.Cached
 				if i == 1 {

@@ -18,6 +18,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -65,7 +66,11 @@ type Client struct {
 	logger    *slog.Logger
 	requestID func(context.Context) string
 	// parts is the number of connections for a step in parts.
-	parts     int
+	parts int
+	// partBytes is the size of a part that the last steps suggest; 0 before the first of them.
+	partBytes atomic.Int64
+	// roundTrip is in nanoseconds; 0 if unknown.
+	roundTrip atomic.Int64
 	sharedDir *string
 	// shared is nil without WithSharedDir.
 	shared *sharedFolder
@@ -356,7 +361,7 @@ func (c *Client) attempt(ctx context.Context, call call) error {
 		ctx, cancel = context.WithTimeout(ctx, c.timeout)
 		defer cancel()
 	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, c.root+call.path, nil)
+	request, err := http.NewRequestWithContext(c.traceConnections(ctx), http.MethodGet, c.root+call.path, nil)
 	if err != nil {
 		return fmt.Errorf("stepd: %w", err)
 	}

@@ -15,6 +15,8 @@ type NormsRequest struct {
 	LossScale float64
 	// Slices are those of StepRequest.
 	Slices map[string]int64
+	// Keep asks the server to keep the gradients for the step that follows, if the server has a cache.
+	Keep bool
 }
 
 // Norms holds sums over gradients. The gradients are divided by the loss scale first.
@@ -24,6 +26,9 @@ type Norms struct {
 	GradNorm float64
 	// Warnings are sentences about this call.
 	Warnings []string
+	// Cached has the handle of the gradients, for StepRequest.Cached. The step that uses them frees them. It is nil if the server has
+	// not kept them.
+	Cached *Cached
 }
 
 // TensorNorms holds sums over one tensor, in float64.
@@ -62,6 +67,9 @@ func (c *Client) norms(ctx context.Context, request NormsRequest, retries int) (
 		fields = append(fields, field{"loss_scale", request.LossScale})
 	}
 	fields = append(fields, slicesFields(request.Slices)...)
+	if request.Keep {
+		fields = append(fields, field{"reply", map[string]any{"cache": true}})
+	}
 	var wire struct {
 		Tensors map[string]struct {
 			GradSquares  *wireFloat  `json:"grad_squares"`
@@ -73,6 +81,11 @@ func (c *Client) norms(ctx context.Context, request NormsRequest, retries int) (
 		} `json:"tensors"`
 		GradNorm *wireFloat `json:"grad_norm"`
 		Warnings []string   `json:"warnings"`
+		Cached   struct {
+			Grads struct {
+				Handle string `json:"handle"`
+			} `json:"grads"`
+		} `json:"cached"`
 	}
 	if err := c.json(ctx, "/v1/norms", fields, &wire, retries); err != nil {
 		return nil, err
@@ -80,7 +93,13 @@ func (c *Client) norms(ctx context.Context, request NormsRequest, retries int) (
 	if wire.GradNorm == nil {
 		return nil, badReply("no grad_norm")
 	}
+	if len(wire.Cached.Grads.Handle) > maxHandleChars {
+		return nil, badReply("a handle of %d characters", len(wire.Cached.Grads.Handle))
+	}
 	norms := &Norms{Tensors: make(map[string]TensorNorms, len(wire.Tensors)), GradNorm: float64(*wire.GradNorm), Warnings: wire.Warnings}
+	if handle := wire.Cached.Grads.Handle; handle != "" {
+		norms.Cached = &Cached{Grads: handle, sent: grads.size}
+	}
 	for _, grad := range request.Grads {
 		sums := wire.Tensors[grad.Name]
 		if sums.GradSquares == nil {

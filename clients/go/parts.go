@@ -3,10 +3,13 @@ package stepd
 import (
 	"context"
 	"maps"
+	"net/http/httptrace"
 	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
+	"time"
 )
 
 // This file cuts a step into parts: calls with some of the tensors, or with slices of large ones. While one part is received, the
@@ -18,11 +21,17 @@ const (
 	// blockElements share a scale, in a moment of 8 bits.
 	blockElements = 64
 
-	firstPartBytes = 2 << 20
+	// firstPartBytes is the size of a part, before a connection has shown that it needs larger ones.
+	firstPartBytes   = 2 << 20
+	largestPartBytes = 64 << 20
 	// smallestSplitBytes is the least size of a step in parts. The parts of a smaller step would cost more than they save.
 	smallestSplitBytes = 4 << 20
 	// partConnections carry the parts of a Client's step.
 	partConnections = 2
+	// A part takes roundTripsPerPart to send, so that waiting costs little, and at least timePerPart, because each call costs
+	// processor time.
+	roundTripsPerPart = 4
+	timePerPart       = 12 * time.Millisecond
 )
 
 // span is a range of elements of a tensor.
@@ -150,6 +159,11 @@ func (c *Client) splits(request StepRequest) bool {
 			return false
 		}
 	}
+	return stepBytes(request) >= smallestSplitBytes
+}
+
+// stepBytes returns the bytes of a step's parameters, gradients and state.
+func stepBytes(request StepRequest) int64 {
 	bytes := int64(0)
 	for _, tensors := range []Tensors{request.Params, request.Grads} {
 		for _, tensor := range tensors {
@@ -161,12 +175,65 @@ func (c *Client) splits(request StepRequest) bool {
 			bytes += own
 		}
 	}
-	return bytes >= smallestSplitBytes
+	return bytes
+}
+
+// partLimit returns the size of a part of a step with `total` bytes.
+func (s *Sharded) partLimit(total int64) int64 {
+	if s.RequestBytes > 0 || s.Clients[0].shared != nil {
+		return s.limit()
+	}
+	// Each connection needs a few parts, for the two directions to overlap.
+	most := max(firstPartBytes, total/int64(2*s.parallel()))
+	return min(max(firstPartBytes, s.partBytes.Load()), most)
+}
+
+// observe chooses the size of the next step's parts, after a step has sent bytes.
+func (s *Sharded) observe(sent int64, took time.Duration) {
+	roundTrip := time.Duration(0)
+	for _, client := range s.Clients {
+		roundTrip = max(roundTrip, time.Duration(client.roundTrip.Load()))
+	}
+	if took > 0 {
+		s.partBytes.Store(partBytesFor(sent, took, roundTrip))
+	}
+}
+
+func partBytesFor(sent int64, took, roundTrip time.Duration) int64 {
+	wanted := float64(sent) / took.Seconds() * (roundTripsPerPart*roundTrip + timePerPart).Seconds()
+	return max(firstPartBytes, int64(min(wanted, largestPartBytes)))
+}
+
+// traceConnections records the shortest time in which the server has accepted a connection: a round trip.
+func (c *Client) traceConnections(ctx context.Context) context.Context {
+	var starts sync.Map
+	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		ConnectStart: func(_, address string) { starts.Store(address, time.Now()) },
+		ConnectDone: func(_, address string, err error) {
+			start, ok := starts.Load(address)
+			if !ok || err != nil {
+				return
+			}
+			took := int64(time.Since(start.(time.Time)))
+			for {
+				known := c.roundTrip.Load()
+				if (known > 0 && known <= took) || c.roundTrip.CompareAndSwap(known, took) {
+					return
+				}
+			}
+		},
+	})
 }
 
 // stepInParts runs a step over several connections to the server.
 func (c *Client) stepInParts(ctx context.Context, request StepRequest) (*StepResult, error) {
-	return (&Sharded{Clients: []*Client{c}, Parallel: max(c.parts, partConnections)}).Step(ctx, request)
+	split := &Sharded{Clients: []*Client{c}, Parallel: max(c.parts, partConnections)}
+	split.partBytes.Store(c.partBytes.Load())
+	result, err := split.Step(ctx, request)
+	if err == nil {
+		c.partBytes.Store(split.partBytes.Load())
+	}
+	return result, err
 }
 
 // partsFor returns the number of connections for the parts of a step: 2, but 1 to a server on this host.

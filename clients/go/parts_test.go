@@ -3,8 +3,10 @@ package stepd
 import (
 	"errors"
 	"math"
+	"net/http"
 	"slices"
 	"testing"
+	"time"
 )
 
 // partsTensors returns a tensor of eleven shards, of which the last is short, and small tensors.
@@ -84,6 +86,65 @@ func TestPartsStayOnTheServer(t *testing.T) {
 	}
 	if !slices.Equal(result.State.Bytes(), expected.State.Bytes()) {
 		t.Fatal("another state")
+	}
+}
+
+func TestPartsSendGradientsOnce(t *testing.T) {
+	ctx := testContext(t)
+	transport := &countingTransport{RoundTripper: http.DefaultTransport}
+	plain, split := newClient(t, shared.url), newClient(t, shared.url, WithParts(2), WithHTTPClient(&http.Client{Transport: transport}))
+	request := StepRequest{Optimizer: AdamW(0.01), Params: partsTensors(1, F32), Grads: partsTensors(2, F32), Clip: &Clip{MaxNorm: 0.1}}
+	expected := must[*StepResult](t)(plain.Step(ctx, request))
+	requireSameStep(t, must[*StepResult](t)(split.Step(ctx, request)), expected)
+	if sent, once := transport.bytes.Load(), stepBytes(request); sent > once+64<<10 {
+		t.Fatalf("%d bytes were sent for tensors of %d", sent, once)
+	}
+}
+
+func TestNormsKeepGradientsForOneStep(t *testing.T) {
+	ctx := testContext(t)
+	client := newClient(t, shared.url)
+	request := StepRequest{Optimizer: AdamW(0.01), Params: partsTensors(1, F32), Grads: partsTensors(2, F32)}
+	expected := must[*StepResult](t)(client.Step(ctx, request))
+	norms := must[*Norms](t)(client.Norms(ctx, NormsRequest{Grads: request.Grads, Keep: true}))
+	request.Cached = norms.Cached
+	grads := request.Grads
+	request.Grads = nil
+	requireSameStep(t, must[*StepResult](t)(client.Step(ctx, request)), expected)
+	if _, err := client.Step(ctx, request); !errors.Is(err, ErrBlobMissing) {
+		t.Fatalf("%v", err)
+	}
+	request.Grads = grads
+	requireSameStep(t, must[*StepResult](t)(client.Step(ctx, request)), expected)
+}
+
+func TestPartsGrowWithTheRoundTripAndTheRate(t *testing.T) {
+	const mib = 1 << 20
+	for _, c := range []struct {
+		sent            int64
+		took, roundTrip time.Duration
+		least, most     int64
+	}{
+		{64 * mib, 500 * time.Millisecond, 50 * time.Millisecond, 25 * mib, 32 * mib},
+		{256 * mib, 250 * time.Millisecond, 100 * time.Microsecond, 12 * mib, 14 * mib},
+		{32 * mib, time.Second, 100 * time.Microsecond, 2 * mib, 2 * mib},
+		{1 << 40, time.Millisecond, time.Second, 64 * mib, 64 * mib},
+	} {
+		if found := partBytesFor(c.sent, c.took, c.roundTrip); found < c.least || found > c.most {
+			t.Errorf("%+v: %d", c, found)
+		}
+	}
+	client := newClient(t, shared.url, WithParts(2))
+	request := StepRequest{Optimizer: AdamW(0.01), Params: partsTensors(1, F32), Grads: partsTensors(2, F32)}
+	must[*StepResult](t)(client.Step(testContext(t), request))
+	if client.roundTrip.Load() <= 0 || client.partBytes.Load() < firstPartBytes {
+		t.Fatalf("round trip %d ns, parts of %d bytes", client.roundTrip.Load(), client.partBytes.Load())
+	}
+	// Each connection has two parts at least.
+	sharded := &Sharded{Clients: []*Client{client}, Parallel: 2}
+	sharded.partBytes.Store(32 * mib)
+	if one, two := sharded.partLimit(64*mib), sharded.partLimit(1<<40); one != 16*mib || two != 32*mib {
+		t.Fatalf("parts of %d and %d bytes", one, two)
 	}
 }
 

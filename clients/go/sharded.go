@@ -9,13 +9,11 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
+	"time"
 )
 
-const (
-	// sharedRequestBytes is large, because files need no overlap of directions.
-	sharedRequestBytes = 64 << 20
-	defaultParallel    = 4
-)
+const defaultParallel = 4
 
 // Sharded splits a step over several calls, connections and replicas. The result has the same bits as one call. Clipping by
 // norm and LAMB's max_grad_norm first take a round of Client.Norms. A failed call goes to another replica. Set the fields
@@ -24,12 +22,15 @@ type Sharded struct {
 	// Clients are interchangeable replicas. The retries of each client count rounds over all replicas.
 	Clients []*Client
 	// RequestBytes is the approximate size of a call: parameters, gradients and state. A larger tensor goes in slices, or in a call
-	// of its own if its optimizer needs whole tensors, as LAMB does. 0 means 2 MiB, and 64 MiB with WithSharedDir.
+	// of its own if its optimizer needs whole tensors, as LAMB does. 0 means 2 MiB, and more where round trips are long or the link
+	// is fast; 64 MiB for Reduce and with WithSharedDir.
 	RequestBytes int64
 	// Parallel limits the calls in progress; 0 means 4.
 	Parallel int
 
 	replicas replicas
+	// partBytes is the size of a part that the last steps suggest; 0 before the first of them.
+	partBytes atomic.Int64
 	// groups maps each tensor from Share, by its first byte, to the number of its call, from 1.
 	mu     sync.Mutex
 	groups map[*byte]int
@@ -65,14 +66,19 @@ func (s *Sharded) Close() {
 	}
 }
 
+// limit returns the size of a call that has no need of the overlap of directions.
 func (s *Sharded) limit() int64 {
-	switch {
-	case s.RequestBytes > 0:
+	if s.RequestBytes > 0 {
 		return s.RequestBytes
-	case s.Clients[0].shared != nil:
-		return sharedRequestBytes
 	}
-	return firstPartBytes
+	return largestPartBytes
+}
+
+func (s *Sharded) parallel() int {
+	if s.Parallel > 0 {
+		return s.Parallel
+	}
+	return defaultParallel
 }
 
 var errNoClients = errors.New("stepd: Sharded has no Clients")
@@ -160,11 +166,15 @@ func (s *Sharded) Step(ctx context.Context, request StepRequest) (*StepResult, e
 			shards[i].request.Stats = TensorStats
 		}
 	}
+	started := time.Now()
 	result, release, err := s.run(ctx, whole, shards)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
+	if len(shards) > 1 {
+		s.observe(stepBytes(request), time.Since(started))
+	}
 	if refused != nil {
 		return nil, refused
 	}
@@ -298,26 +308,31 @@ func (s *Sharded) divide(request StepRequest, grads map[string]Tensor, entries m
 	open := map[int]int{}
 	groups := s.groupsOf(request.Params)
 	isSlicing := slicing(request)
+	sizes, total := make([]int64, len(request.Params)), int64(0)
 	for at, param := range request.Params {
-		own := entries[param.Name]
-		bytes := int64(len(param.Data) + len(grads[param.Name].Data))
+		sizes[at] = int64(len(param.Data) + len(grads[param.Name].Data))
 		if !request.Reply.Cache {
 			// Of results that stay on the server, later steps send only the gradients and receive only the parameters.
-			for _, entry := range own {
-				bytes += int64(len(entry.Data))
+			for _, entry := range entries[param.Name] {
+				sizes[at] += int64(len(entry.Data))
 			}
 		}
+		total += sizes[at]
+	}
+	limit := s.partLimit(total)
+	for at, param := range request.Params {
+		own := entries[param.Name]
 		g := groups[at]
 		isSliced := isSlicing && g == 0 && canSlice(param, grads[param.Name], own)
 		param.Data = nil
-		for _, piece := range piecesOf(param, bytes, s.limit(), isSliced) {
+		for _, piece := range piecesOf(param, sizes[at], limit, isSliced) {
 			i, ok := open[g]
 			if !ok || (g == 0 && piece.bytes > room) {
 				i = len(shards)
 				open[g] = i
 				shards = append(shards, shard{part: part{steps: map[string]int64{}, cuts: map[string]span{}}})
 				if g == 0 {
-					room = s.limit()
+					room = limit
 				}
 				if g == 0 && i == 0 && s.RequestBytes <= 0 {
 					// The first part is short, so that connections do not send at the same time and then receive at the same time.
@@ -523,14 +538,10 @@ func joinStats(results []*StepResult) *Stats {
 func (s *Sharded) each(caller context.Context, request StepRequest, shards []shard, call func(ctx context.Context, client *Client, i int) error) error {
 	ctx, cancel := context.WithCancelCause(caller)
 	defer cancel(nil)
-	parallel := s.Parallel
-	if parallel <= 0 {
-		parallel = defaultParallel
-	}
 	indexes := make(chan int)
 	refusals := make([]*Error, len(shards))
 	var workers sync.WaitGroup
-	for range min(parallel, len(shards)) {
+	for range min(s.parallel(), len(shards)) {
 		workers.Add(1)
 		go func() {
 			defer workers.Done()

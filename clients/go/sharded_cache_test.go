@@ -278,7 +278,7 @@ func TestShardedShare(t *testing.T) {
 		for j, grad := range other.Grads {
 			copy(grads[j].Data, grad.Data)
 		}
-		sent.bytes = 0
+		sent.bytes.Store(0)
 		found := must[*StepResult](t)(sharded.Step(ctx, request))
 		expected := must[*StepResult](t)(newClient(t, shared.url).Step(ctx, other))
 		requireSameStep(t, found, expected)
@@ -292,8 +292,8 @@ func TestShardedShare(t *testing.T) {
 				r.release(false)
 			}
 		}
-		if sent.bytes > 20_000 {
-			t.Fatalf("%d bytes were sent", sent.bytes)
+		if sent.bytes.Load() > 20_000 {
+			t.Fatalf("%d bytes were sent", sent.bytes.Load())
 		}
 		request.State = found.State
 		other.Params, other.State = expected.Params, expected.State

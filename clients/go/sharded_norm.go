@@ -52,7 +52,7 @@ func (s *Sharded) norms(ctx context.Context, request StepRequest, shards []shard
 	found := make([]*Norms, len(shards))
 	err := s.each(ctx, request, shards, func(ctx context.Context, client *Client, i int) (err error) {
 		part := shards[i].request
-		request := NormsRequest{Grads: part.Grads, LossScale: part.LossScale}
+		request := NormsRequest{Grads: part.Grads, LossScale: part.LossScale, Keep: true}
 		all := slices.Clone(shards[i].params)
 		for at, param := range all {
 			if own, ok := shards[i].cuts[param.Name]; ok {
@@ -75,8 +75,19 @@ func (s *Sharded) norms(ctx context.Context, request StepRequest, shards []shard
 			request.Params = all
 			zero(request.Params)
 		}
-		found[i], err = client.norms(ctx, request, 0)
-		return err
+		if found[i], err = client.norms(ctx, request, 0); err != nil {
+			return err
+		}
+		// The handles of one part belong to one server.
+		if kept := found[i].Cached; kept != nil && (shards[i].home == nil || shards[i].home == client) {
+			cached := *kept
+			if part.Cached != nil {
+				cached = *part.Cached
+				cached.Grads, cached.sent = kept.Grads, max(cached.sent, kept.sent)
+			}
+			shards[i].home, shards[i].request.Cached = client, &cached
+		}
+		return nil
 	})
 	if err != nil {
 		return nil, err

@@ -99,8 +99,8 @@ func TestSharedStepsEqualTCP(t *testing.T) {
 					requireSame(t, inPlace.Params, expected.Params)
 				}
 			}
-			if sent.bytes > 10*4096 {
-				t.Fatalf("%d bytes were sent", sent.bytes)
+			if sent.bytes.Load() > 10*4096 {
+				t.Fatalf("%d bytes were sent", sent.bytes.Load())
 			}
 		})
 	}
@@ -129,8 +129,8 @@ func TestSharedOtherMethods(t *testing.T) {
 	if !bytes.Equal(converted.File, stepped.State.Bytes()) {
 		t.Fatal("another file")
 	}
-	if sent.bytes > 5*4096 {
-		t.Fatalf("%d bytes were sent", sent.bytes)
+	if sent.bytes.Load() > 5*4096 {
+		t.Fatalf("%d bytes were sent", sent.bytes.Load())
 	}
 	// Another client receives the state as bytes.
 	if info := must[*StateInfo](t)(newSharing(t, shared.url, shareBytes).Inspect(ctx, stepped.State)); info.Tensors["big"].Step != 1 {

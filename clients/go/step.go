@@ -110,6 +110,8 @@ type Reply struct {
 // result has no readable names, and works with Sharded only.
 type Cached struct {
 	Params, State string
+	// Grads is the handle of gradients that Client.Norms has kept. The step sends StepRequest.Grads if the server has dropped them.
+	Grads string
 	// otherParams and otherState are true if the result held the blob in another form, or not at all. The caller's values then
 	// cannot replace the cached blob.
 	otherParams, otherState bool
@@ -221,7 +223,10 @@ func (c *Cached) withoutMissing(request StepRequest, refusal *Error) (*Cached, b
 	if request.State != nil && request.State.Err() == nil && !c.otherState {
 		rest.State = ""
 	}
-	given := map[string]bool{"/params": rest.Params != c.Params, "/state": rest.State != c.State}
+	if request.Grads != nil {
+		rest.Grads = ""
+	}
+	given := map[string]bool{"/params": rest.Params != c.Params, "/state": rest.State != c.State, "/grads": rest.Grads != c.Grads}
 	return &rest, given[refusal.Field]
 }
 
@@ -398,7 +403,11 @@ func (r StepRequest) fields() ([]field, error) {
 		}
 		fields = append(fields, field{"params", params})
 	}
-	fields = append(fields, field{"grads", grads})
+	if named.Grads != "" {
+		fields = append(fields, field{"grads", handle(named.Grads)})
+	} else {
+		fields = append(fields, field{"grads", grads})
+	}
 	switch {
 	case named.State != "":
 		fields = append(fields, field{"state", handle(named.State)})

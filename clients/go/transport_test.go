@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -306,14 +307,14 @@ func TestRefusalBeforeTheUpload(t *testing.T) {
 	if _, err := client.Step(testContext(t), StepRequest{Optimizer: SGD(1), Params: params}); !errors.Is(err, ErrPayloadTooLarge) {
 		t.Fatal(err)
 	}
-	if sent.bytes != 0 {
-		t.Fatalf("%d bytes were sent to be refused", sent.bytes)
+	if bytes := sent.bytes.Load(); bytes != 0 {
+		t.Fatalf("%d bytes were sent to be refused", bytes)
 	}
 }
 
 type countingTransport struct {
 	http.RoundTripper
-	bytes int
+	bytes atomic.Int64
 }
 
 func (c *countingTransport) RoundTrip(request *http.Request) (*http.Response, error) {
@@ -328,7 +329,7 @@ type countingBody struct {
 
 func (b *countingBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	b.transport.bytes += n
+	b.transport.bytes.Add(int64(n))
 	return n, err
 }
 

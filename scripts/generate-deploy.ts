@@ -1,9 +1,12 @@
 /**
  * Writes the files of the Helm chart that derive from other files: the bounds of settings in values.schema.json from src/config.ts, and
- * copies of the alert rules and the dashboard, because a chart can read only its own files.
+ * copies of the alert rules and the dashboard, because a chart can read only its own files. Also writes the runbook of docs/operations.md
+ * as a page that HAProxy serves, so that the links of alerts lead somewhere.
  */
 import { copyFileSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { slug } from "github-slugger";
+import MarkdownIt from "markdown-it";
 import { settings } from "../src/config.ts";
 
 const root = join(import.meta.dirname, "..");
@@ -63,5 +66,23 @@ const copyFiles = (): void => {
   copyFileSync(join(root, "deploy/grafana/stepd.json"), join(chart, "files/stepd.json"));
 };
 
+const STYLE = "body{font:16px/1.5 sans-serif;max-width:50em;margin:2em auto;padding:0 1em}code{background:#8882}:target{background:#fd08}";
+
+/** Writes the runbook as one HTML page without links to other pages. The page must fit into a buffer of HAProxy (tune.bufsize). */
+const writeRunbook = (): void => {
+  const text = readFileSync(join(root, "docs/operations.md"), "utf8");
+  const start = text.indexOf("\n## Runbook");
+  const end = text.indexOf("\n[Back to", start);
+  if (start < 0 || end < 0) throw new Error("docs/operations.md lacks its runbook");
+  const markdown = text.slice(start, end).replaceAll(/\[([^\]]+)\]\([^)]+\)/g, "$1");
+  const body = new MarkdownIt().render(markdown).replaceAll(/<h3>(.*?)<\/h3>/g, (_, title: string) => `<h3 id="${slug(title)}">${title}</h3>`);
+  const head = `<meta charset="utf-8"><title>Runbook of stepd</title><style>${STYLE}</style>`;
+  writeFileSync(
+    join(root, "deploy/haproxy/runbook.html"),
+    `<!doctype html>\n<!-- DO NOT EDIT: written by npm run generate from docs/operations.md. -->\n<html lang="en"><head>${head}</head><body>\n${body}</body></html>\n`,
+  );
+};
+
 writeSchema();
 copyFiles();
+writeRunbook();

@@ -158,7 +158,7 @@ const MAX_RATE = 2 ** 30;
 const MAX_CONNECTIONS = 65536;
 
 /** Matches STEPD_ variables that are no settings: those of clients, examples and deployments, and those that Kubernetes sets for a service named stepd. */
-const FOREIGN_VARIABLES = /^STEPD_(?:URLS?|TOKEN|IMAGE|BIND|BIND_ADMIN|\d|SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_(?:TCP|UDP)(?:_\w+)?)$/;
+const FOREIGN_VARIABLES = /^STEPD_(?:URLS?|TOKEN|IMAGE|BIND|BIND_ADMIN|RUNBOOK|\d|SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_(?:TCP|UDP)(?:_\w+)?)$/;
 
 const settingsOf = (machine: Machine) =>
   ({

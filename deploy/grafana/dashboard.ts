@@ -165,6 +165,51 @@ const rows: Readonly<Record<string, readonly Panel[]>> = {
       isStacked: true,
     },
   ],
+  Now: [
+    {
+      title: "Calls in each phase",
+      description: "Calls in flight by the phase that they are in now. The panels above count a phase only at its end",
+      unit: Short,
+      queries: singleQuery(sum(series("stepd_phase_calls"), "phase"), "{{phase}}"),
+      isStacked: true,
+    },
+    {
+      title: "Oldest call in each phase",
+      description: "Age of the oldest call in flight, by the phase that it is in now",
+      unit: Seconds,
+      queries: singleQuery(`max by (phase) (${series("stepd_phase_oldest_call_seconds")})`, "{{phase}}"),
+    },
+    {
+      title: "Connections",
+      description: "Open connections",
+      unit: Short,
+      queries: singleQuery(series("stepd_connections"), "{{instance}}"),
+      isStacked: true,
+    },
+  ],
+  Callers: [
+    {
+      title: "Calls by caller",
+      description: "Callers are the names of tokens. Without tokens these panels are empty",
+      unit: RequestsPerSecond,
+      queries: singleQuery(sum(rate("stepd_caller_calls_total"), "caller"), "{{caller}}"),
+      isStacked: true,
+    },
+    {
+      title: "Calls that fail, by caller and outcome",
+      description: "Refusals and errors: OVERLOADED, NON_FINITE_GRADIENT and others",
+      unit: RequestsPerSecond,
+      queries: singleQuery(sum(rate("stepd_caller_calls_total", 'outcome!="ok"'), "caller", "outcome"), "{{caller}} {{outcome}}"),
+      isStacked: true,
+    },
+    {
+      title: "Arena by caller",
+      description: "Bytes of the arena that a caller's calls hold",
+      unit: BytesIEC,
+      queries: singleQuery(sum(series("stepd_caller_arena_bytes"), "caller"), "{{caller}}"),
+      isStacked: true,
+    },
+  ],
   Refusals: [
     {
       title: "Refusals by reason",

@@ -9,6 +9,8 @@ import { root } from "../support/tree.ts";
 
 export const configuration = join(root, "deploy/haproxy/haproxy.cfg");
 
+export const runbook = join(root, "deploy/haproxy/runbook.html");
+
 const START_MS = 10_000;
 
 /** Returns the numbers of free ports on this machine. */
@@ -27,13 +29,14 @@ const freePorts = async (count: number): Promise<readonly number[]> => {
 
 export class Haproxy implements AsyncDisposable {
   readonly url: string;
-  readonly #admin: string;
+  /** The URL of the frontend for operators. */
+  readonly admin: string;
   readonly #process: ChildProcess;
   readonly log: readonly string[];
 
   private constructor(url: string, admin: string, process: ChildProcess, log: readonly string[]) {
     this.url = url;
-    this.#admin = admin;
+    this.admin = admin;
     this.#process = process;
     this.log = log;
   }
@@ -43,7 +46,7 @@ export class Haproxy implements AsyncDisposable {
     const [bind, admin] = (await freePorts(2)).map((port) => `127.0.0.1:${port}`) as [string, string];
     const hosts = replicas.map((url, index) => [`STEPD_${index + 1}`, new URL(url).host] as const);
     const child = spawn(await debianProgram("haproxy"), ["-db", "-f", configuration], {
-      env: { STEPD_BIND: bind, STEPD_BIND_ADMIN: admin, ...Object.fromEntries(hosts) },
+      env: { STEPD_BIND: bind, STEPD_BIND_ADMIN: admin, STEPD_RUNBOOK: runbook, ...Object.fromEntries(hosts) },
       stdio: ["ignore", "pipe", "pipe"],
     });
     const log: string[] = [];
@@ -81,7 +84,7 @@ export class Haproxy implements AsyncDisposable {
 
   /** Reads a value from HAProxy's metrics. */
   async metric(name: string, labels: string): Promise<number> {
-    const lines = (await (await fetch(`${this.#admin}/metrics`)).text()).split("\n");
+    const lines = (await (await fetch(`${this.admin}/metrics`)).text()).split("\n");
     const line = lines.find((candidate) => candidate.startsWith(`${name}{${labels}} `));
     if (line === undefined) throw new Error(`HAProxy has no ${name}{${labels}}`);
     return Number(line.slice(line.lastIndexOf(" ") + 1));

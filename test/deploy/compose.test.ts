@@ -9,7 +9,7 @@ import { readConfig } from "../../src/config.ts";
 import { debianProgram } from "../support/debian.ts";
 import { composeSpec } from "../support/go.ts";
 import { root } from "../support/tree.ts";
-import { configuration } from "./_haproxy.ts";
+import { configuration, runbook } from "./_haproxy.ts";
 
 interface Service {
   readonly image: string;
@@ -47,8 +47,8 @@ before(async () => {
 const service = (name: string): Service => services[name] as Service;
 const settings = (name: string): Readonly<Record<string, string>> => service(name).environment ?? {};
 
-test("compose.yaml defines three replicas, HAProxy, Prometheus and Grafana", () => {
-  assert.deepEqual(Object.keys(services).sort(), ["grafana", "haproxy", "prometheus", ...REPLICAS]);
+test("compose.yaml defines three replicas, HAProxy, Prometheus, Alertmanager and Grafana", () => {
+  assert.deepEqual(Object.keys(services).sort(), ["alertmanager", "grafana", "haproxy", "prometheus", ...REPLICAS]);
 });
 
 test("every container is read-only, cannot gain privileges, and has limits", () => {
@@ -105,13 +105,29 @@ test("HAProxy accepts its configuration, reaches the replicas, and notices a dra
     REPLICAS.map((name) => `${name}:8080`),
   );
   for (const name of REPLICAS) assert.ok("calls" in service(name).networks);
-  const checked = spawnSync(await debianProgram("haproxy"), ["-c", "-f", configuration], { env: { ...settings("haproxy") }, encoding: "utf8" });
+  const checked = spawnSync(await debianProgram("haproxy"), ["-c", "-f", configuration], {
+    env: { ...settings("haproxy"), STEPD_RUNBOOK: runbook },
+    encoding: "utf8",
+  });
   assert.equal(checked.status, 0, checked.stderr);
   // The names belong to containers, so they do not resolve here.
   assert.deepEqual(checked.stderr.match(/^\[WARNING\].*(?<!could not resolve address '.*', disabling server\.)$/gm), null);
   const checks = /default-server check inter (\d+)s fastinter (\d+)ms .*fall 2 /.exec(readFileSync(configuration, "utf8"));
   const noticedMs = Number(checks?.[1]) * 1000 + Number(checks?.[2]);
   for (const name of REPLICAS) assert.ok(readConfig(settings(name)).drainGraceMs > noticedMs * 1.5);
+});
+
+test("HAProxy and Prometheus are given the files that their configurations name", () => {
+  const mounts = (name: string): ReadonlyMap<string, string> => new Map(service(name).volumes?.map(({ target, source }) => [target, source]));
+  assert.equal(mounts("haproxy").get(settings("haproxy")["STEPD_RUNBOOK"] ?? ""), runbook);
+  assert.equal(mounts("alertmanager").get("/etc/alertmanager"), join(root, "deploy/alertmanager"));
+});
+
+test("Prometheus scrapes HAProxy, and reaches Alertmanager", () => {
+  const text = readFileSync(join(root, "deploy/prometheus/prometheus.yml"), "utf8");
+  assert.ok(text.includes(`targets: ["haproxy:${settings("haproxy")["STEPD_BIND_ADMIN"]?.replace("*:", "")}"]`));
+  assert.ok(text.includes('targets: ["alertmanager:9093"]'));
+  for (const name of ["haproxy", "alertmanager", "prometheus"]) assert.ok("metrics" in service(name).networks, name);
 });
 
 test("Prometheus scrapes the replicas' admin ports", () => {

@@ -1,6 +1,6 @@
 /**
- * Runs a real Prometheus: the programs of Debian's package, and a server with the rules of deploy/prometheus. The package is
- * unpacked into build/ instead of installed, so that its system service never starts.
+ * Runs a real Prometheus and a real Alertmanager: the programs of Debian's packages, with the files of deploy. The packages are
+ * unpacked into build/ instead of installed, so that their system services never start.
  */
 import { execFile, spawn } from "node:child_process";
 import { once } from "node:events";
@@ -11,13 +11,16 @@ import os from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { promisify } from "node:util";
+import { parse, stringify } from "yaml";
 import { updateLists } from "../support/debian.ts";
 import { preparing } from "../support/prepared.ts";
 import { root } from "../support/tree.ts";
 
 const run = promisify(execFile);
 
-const home = join(root, "build/prometheus");
+const PACKAGES = ["prometheus", "prometheus-alertmanager"];
+
+const home = join(root, "build/prometheus-alertmanager");
 const programs = join(home, "usr/bin");
 
 export const deployed = join(root, "deploy/prometheus");
@@ -28,20 +31,22 @@ export const deployed = join(root, "deploy/prometheus");
  */
 const unpack = async (): Promise<string> => {
   const partial = await mkdtemp(`${home}.`);
-  const download = () => run("apt-get", ["-qq", "-o", "APT::Sandbox::User=root", "download", "prometheus"], { cwd: partial });
+  const download = () => run("apt-get", ["-qq", "-o", "APT::Sandbox::User=root", "download", ...PACKAGES], { cwd: partial });
   try {
     await download().catch(async () => {
       await updateLists();
       await download();
     });
-    const [archive] = await readdir(partial);
-    if (!archive) throw new Error("apt-get download left no file");
-    await run("dpkg-deb", ["-x", join(partial, archive), partial]);
-    await rm(join(partial, archive));
+    const archives = await readdir(partial);
+    if (archives.length !== PACKAGES.length) throw new Error(`apt-get download left ${archives.length} files`);
+    for (const archive of archives) {
+      await run("dpkg-deb", ["-x", join(partial, archive), partial]);
+      await rm(join(partial, archive));
+    }
     await rename(partial, home);
   } catch (error) {
     await rm(partial, { recursive: true, force: true });
-    if (!existsSync(programs)) throw new Error("Debian's package prometheus cannot be unpacked into build/prometheus", { cause: error });
+    if (!existsSync(programs)) throw new Error(`Debian's packages ${PACKAGES.join(", ")} cannot be unpacked into build`, { cause: error });
   }
   return programs;
 };
@@ -92,14 +97,16 @@ export interface Series {
 
 const START_MS = 60_000;
 
+/** The targets by the name of their job, or "alertmanager". */
+export type Targets = Readonly<Record<"stepd" | "haproxy" | "alertmanager", readonly string[]>>;
+
 /** Replaces the targets and the interval in the deployed configuration. */
-const configure = (text: string, targets: readonly string[], intervalMs: number): string => {
-  const replaced = text
-    .replace(/targets: \[.*?\]/s, `targets: ${JSON.stringify(targets)}`)
-    .replace(/scrape_interval: \S+/, `scrape_interval: ${intervalMs}ms`)
-    .replace(/evaluation_interval: \S+/, `evaluation_interval: ${intervalMs}ms`);
-  if (!replaced.includes(`targets: ${JSON.stringify(targets)}`)) throw new Error("deploy/prometheus/prometheus.yml has no list of targets");
-  return replaced;
+const configure = (text: string, targets: Targets, intervalMs: number): string => {
+  const config = parse(text);
+  config.global = { scrape_interval: `${intervalMs}ms`, evaluation_interval: `${intervalMs}ms` };
+  for (const job of config.scrape_configs) job.static_configs = [{ targets: targets[job.job_name as "stepd" | "haproxy"] }];
+  config.alerting.alertmanagers = [{ static_configs: [{ targets: targets.alertmanager }] }];
+  return stringify(config);
 };
 
 export class Prometheus implements AsyncDisposable {
@@ -114,7 +121,7 @@ export class Prometheus implements AsyncDisposable {
   }
 
   /** Starts Prometheus with the deployed configuration and rules, but with the given targets and interval. */
-  static async start(targets: readonly string[], intervalMs: number): Promise<Prometheus> {
+  static async start(targets: Targets, intervalMs: number): Promise<Prometheus> {
     const folder = await mkdtemp(join(os.tmpdir(), "stepd-prometheus-"));
     const port = await freePort();
     for (const file of await readdir(deployed)) await cp(join(deployed, file), join(folder, file), { recursive: true });
@@ -159,4 +166,59 @@ export class Prometheus implements AsyncDisposable {
     }
     await rm(this.#folder, { recursive: true, force: true });
   }
+}
+
+/** A running Alertmanager with deploy/alertmanager. */
+export class Alertmanager implements AsyncDisposable {
+  readonly host: string;
+  readonly #process: ReturnType<typeof spawn>;
+  readonly #folder: string;
+
+  private constructor(host: string, process: ReturnType<typeof spawn>, folder: string) {
+    this.host = host;
+    this.#process = process;
+    this.#folder = folder;
+  }
+
+  static async start(): Promise<Alertmanager> {
+    const folder = await mkdtemp(join(os.tmpdir(), "stepd-alertmanager-"));
+    const host = `127.0.0.1:${await freePort()}`;
+    const config = join(root, "deploy/alertmanager/alertmanager.yml");
+    const flags = [`--config.file=${config}`, `--storage.path=${folder}`, "--cluster.listen-address=", `--web.listen-address=${host}`];
+    await program("promtool"); // The packages are unpacked together.
+    // Debian's program wants its templates in /usr/share. It sees the package's own in a mount namespace.
+    const mounted = 'mount --bind "$0/usr/share" /usr/share && exec "$0/usr/bin/prometheus-alertmanager" "$@"';
+    const child = spawn("unshare", ["--mount", "sh", "-c", mounted, home, ...flags], { stdio: ["ignore", "ignore", "pipe"] });
+    const log: string[] = [];
+    child.stderr?.on("data", (chunk: Buffer) => log.push(chunk.toString()));
+    const alertmanager = new Alertmanager(host, child, folder);
+    const deadline = performance.now() + START_MS;
+    while (!(await fetch(`http://${host}/-/ready`).catch(() => undefined))?.ok) {
+      if (child.exitCode !== null || performance.now() > deadline) {
+        await alertmanager[Symbol.asyncDispose]();
+        throw new Error(`Alertmanager did not start: ${log.join("")}`);
+      }
+      await delay(50);
+    }
+    return alertmanager;
+  }
+
+  /** Returns the active alerts by name, with the link of each. */
+  async alerts(): Promise<ReadonlyMap<string, string>> {
+    const list = (await (await fetch(`http://${this.host}/api/v2/alerts`)).json()) as readonly Alert[];
+    return new Map(list.map(({ labels, annotations }) => [labels["alertname"] ?? "", annotations["runbook_url"] ?? ""]));
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (this.#process.exitCode === null && this.#process.signalCode === null) {
+      this.#process.kill("SIGTERM");
+      await once(this.#process, "exit");
+    }
+    await rm(this.#folder, { recursive: true, force: true });
+  }
+}
+
+interface Alert {
+  readonly labels: Readonly<Record<string, string>>;
+  readonly annotations: Readonly<Record<string, string>>;
 }

@@ -13,7 +13,7 @@ test("the table of metrics matches a real server", async () => {
 });
 
 test("the alerts match the rules, with their severities", () => {
-  const rules = readFileSync(join(deployed, "stepd.rules.yml"), "utf8");
+  const rules = ["stepd.rules.yml", "haproxy.rules.yml"].map((file) => readFileSync(join(deployed, file), "utf8")).join("");
   const expected = [...rules.matchAll(/- alert: (\w+)\n.*?severity: (\w+)/gs)].map(([, name, severity]) => `${name} ${severity}`);
   const found = [...text.matchAll(/^\| (Stepd\w+) \| (\w+) \|/gm)].map(([, name, severity]) => `${name} ${severity}`);
   assert.ok(expected.length > 0);

@@ -62,7 +62,7 @@ const settings = (port = "0", adminPort = "0") => ({
 });
 const services = await Promise.all(Array.from({ length: REPLICAS }, () => TestService.start(settings())));
 const targets = services.map(({ admin }) => new URL(admin ?? "").host);
-const prometheus = await Prometheus.start(targets, SCRAPE_MS);
+const prometheus = await Prometheus.start({ stepd: targets, haproxy: [], alertmanager: [] }, SCRAPE_MS);
 
 const start = performance.now();
 const part = (): number => (performance.now() - start) / 60_000 / minutes;

@@ -49,9 +49,10 @@ test("a new optimizer enters the registry without a hand-written line", () => {
   assert.match(tree.read("schemas/optimizer.schema.json"), /"const": "planted"/);
 });
 
-test("the chart's schema, rules and dashboard agree with their sources", () => {
-  using tree = new TreeCopy(["src", "deploy"]);
-  const files = ["values.schema.json", "files/stepd.rules.yml", "files/stepd.json"].map((file) => join("deploy/helm/stepd", file));
+test("the chart's schema, rules and dashboard, and HAProxy's runbook agree with their sources", () => {
+  using tree = new TreeCopy(["src", "deploy", "docs"]);
+  const inChart = ["values.schema.json", "files/stepd.rules.yml", "files/stepd.json"].map((file) => join("deploy/helm/stepd", file));
+  const files = [...inChart, "deploy/haproxy/runbook.html"];
   tree.write("src/config.ts", tree.read("src/config.ts").replace("const MAX_CONNECTIONS = 65536", "const MAX_CONNECTIONS = 65535"));
   tree.write(files[1] as string, "");
   const { status, stderr } = tree.run("generate-deploy.ts");

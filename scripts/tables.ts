@@ -169,11 +169,49 @@ const hyperparameterTable = (definition: OptimizerDefinition): string => {
   ].join("\n\n");
 };
 
+/** How a name of another library is called here, or why it is not. */
+export interface PeerCall {
+  readonly optimizer?: object;
+  readonly schedule?: object;
+  /** The method of optimizer.reduce. */
+  readonly method?: object;
+  readonly note?: string;
+  readonly why?: string;
+}
+
+const peersFile = (name: string): unknown => JSON.parse(readFileSync(new URL(`../docs/peers/${name}`, import.meta.url), "utf8"));
+
+/** Reads the names by library, with its version, and the calls by library. */
+export const readPeers = () => ({
+  names: peersFile("names.json") as Readonly<Record<string, readonly string[]>>,
+  calls: peersFile("calls.json") as Readonly<Record<string, Readonly<Record<string, PeerCall>>>>,
+});
+
+const peerRow = (name: string, { optimizer, schedule, method, note = "", why }: PeerCall): readonly string[] => {
+  const call = Object.entries({ optimizer, schedule, method }).find(([, value]) => value);
+  if (!call) return [inlineCode(name), "", why ?? ""];
+  return [inlineCode(name), `${call[0]} ${inlineCode(JSON.stringify(call[1]).replaceAll(',"', ', "').replaceAll('":', '": '))}`, note];
+};
+
+const peerTables = (): string => {
+  const { names, calls } = readPeers();
+  return Object.entries(names)
+    .map(([title, peers]) => {
+      const library = title.split(" ")[0] as string;
+      return `## ${title}\n\n${markdownTable(
+        ["there", "here", "note"],
+        peers.map((name) => peerRow(name, calls[library]?.[name] ?? {})),
+      )}`;
+    })
+    .join("\n\n");
+};
+
 const contents: Readonly<Record<string, Readonly<Record<string, () => string>>>> = {
   "docs/wire-format.md": { methods: methodTable, errors: errorTable },
   "docs/operations.md": { sizing: sizingTable },
   "docs/settings.md": { settings: settingTable },
   "docs/optimizers.md": { optimizers: optimizerTable },
+  "docs/peers.md": { peers: peerTables },
   "docs/hyperparameters.md": { hyperparameters: () => [...registry.values()].map(hyperparameterTable).join("\n\n") },
 };
 

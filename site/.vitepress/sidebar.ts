@@ -53,6 +53,7 @@ export const sidebar: Item[] = [
         items: [
           page("Optimizers", "/docs/optimizers.md"),
           page("Hyperparameters", "/docs/hyperparameters.md"),
+          page("From another library", "/docs/peers.md"),
           page("Schedules", "/docs/schedules.md"),
           page("LAMB variants", "/docs/lamb.md"),
           page("Narrow moments", "/docs/narrow-moments.md"),

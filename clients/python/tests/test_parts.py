@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import Server
-from proxy import Proxy, hang_up
+from proxy import Proxy, hang_up, never_reply
 
 import stepd
 from stepd import _parts
@@ -209,3 +211,67 @@ def test_parts_grow_with_the_round_trip_and_the_rate() -> None:
         assert 12 * 2**20 < client._part_bytes < 14 * 2**20
         client._observe(32 * 2**20, 1.0)
         assert client._part_bytes == 2**20
+
+
+class CountedAsync(stepd.AsyncClient):
+    """An AsyncClient that counts its requests."""
+
+    calls = 0
+
+    async def _send(self, *given: Any) -> Any:
+        self.calls += 1
+        return await super()._send(*given)
+
+
+@pytest.mark.parametrize("name", ["plain", "clip", "moments in Q8", "whole tensors"])
+def test_async_parts_equal_one_call(
+    client: stepd.Client, caching: Server, name: str
+) -> None:
+    settings = {"optimizer": ADAMW, **SETTINGS[name]}
+    given: dict[str, Any] = {"params": tensors(1), "grads": tensors(2), **settings}
+    one = client.step(**given)
+
+    async def steps() -> None:
+        async with CountedAsync(caching.url, connections=2, retries=0) as split:
+            split._part_bytes = 2**20
+            reply: Any = {"cache": True}
+            first = await split.step(**given, reply=reply)
+            assert split.calls >= 3
+            assert_same(first, one)
+            assert split._round_trip > 0
+            more = {"grads": tensors(3), **settings}
+            kept = await split.step(params=None, cached=first.cached, **more)
+            other = client.step(params=one.params, state=one.state, **more)
+            assert kept.state.to_bytes() == other.state.to_bytes()
+
+    asyncio.run(steps())
+
+
+def test_async_steps_share_a_client(client: stepd.Client, server: Server) -> None:
+    async def steps() -> list[stepd.StepResult]:
+        async with CountedAsync(server.url, connections=2) as split:
+            seeds = (2, 3, 4)
+            every = [split.step(ADAMW, tensors(1), tensors(seed)) for seed in seeds]
+            return list(await asyncio.gather(*every))
+
+    for seed, result in zip((2, 3, 4), asyncio.run(steps()), strict=True):
+        assert_same(result, client.step(ADAMW, tensors(1), tensors(seed)))
+
+
+def test_a_cancelled_async_step_ends_its_calls(server: Server) -> None:
+    async def cancelled() -> None:
+        with Proxy(server.url, [never_reply] * 8) as proxy:
+            async with CountedAsync(proxy.url, connections=2) as split:
+                step = asyncio.ensure_future(split.step(ADAMW, tensors(1), tensors(2)))
+                while split.calls < 2:
+                    await asyncio.sleep(0.01)
+                step.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await asyncio.wait_for(step, 20)
+            assert split.calls == 2
+
+    asyncio.run(cancelled())
+    for thread in threading.enumerate():
+        if thread.name.startswith("stepd"):
+            thread.join(20)
+            assert not thread.is_alive()

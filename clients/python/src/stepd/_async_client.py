@@ -15,8 +15,11 @@ import json
 import math
 import os
 import ssl
-from collections.abc import AsyncIterator, Mapping, Sequence
-from types import TracebackType
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from time import monotonic
+from types import SimpleNamespace, TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import aiohttp
@@ -41,16 +44,24 @@ from ._http import (
 )
 from ._memory import Pool
 from ._options import Groups, Optimizer, Schedule, Slices, StepOptions, step_options
+from ._parts import (
+    CONNECTIONS,
+    FIRST_PART_BYTES,
+    Part,
+    Splitter,
+    is_split,
+    run_each,
+)
 from ._reduce import AnyUpdate, ReduceOptions, ReduceResult
 from ._retry import Attempts, Backoff, Retry, retry_of
 from ._shared import SharedFolder
 from ._state import Source, State
 from ._tensors import Array, Arrays
-from ._timeout import DEFAULT_TIMEOUT, Clock, Timeout, timeout_of
+from ._timeout import DEFAULT_TIMEOUT, Clock, Span, Timeout, timeout_of
 from ._wire import MEDIA_TYPE, decode
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
 T = TypeVar("T")
 
@@ -64,7 +75,8 @@ _READ_AHEAD_BYTES = 2**20
 class AsyncClient:
     """Calls one server from an event loop. Takes the arguments of :class:`Client`.
 
-    With ``shared_dir``, copies to the folder block the loop: about 10 ms for 64 MiB.
+    A step in parts is cut and joined in threads, so that the loop goes on. With
+    ``shared_dir``, copies to the folder block the loop: about 10 ms for 64 MiB.
 
     Raises the errors of :class:`Client`.
     """
@@ -78,6 +90,7 @@ class AsyncClient:
         retries: int | Retry = 4,
         ssl_context: ssl.SSLContext | None = None,
         pool_size: int = 8,
+        connections: int | None = None,
         shared_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         self.url = url
@@ -89,9 +102,18 @@ class AsyncClient:
             retries=retries,
             ssl_context=ssl_context,
             pool_size=pool_size,
+            connections=connections,
             shared_dir=shared_dir,
         )
         self._address = address_of(url)
+        if connections is None:
+            connections = 1 if self._address.is_local else CONNECTIONS
+        require_count("connections", connections)
+        self._connections = connections
+        #: The size of a part that the last steps suggest.
+        self._part_bytes = FIRST_PART_BYTES
+        #: The shortest time of opening a connection; 0 if unknown.
+        self._round_trip = 0.0
         self._token = token_of(token)
         require_count("pool_size", pool_size)
         require_tls(ssl_context)
@@ -104,7 +126,7 @@ class AsyncClient:
         #: A connection works only in the event loop that opened it.
         self._sessions: dict[asyncio.AbstractEventLoop, aiohttp.ClientSession] = {}
 
-    async def __aenter__(self) -> AsyncClient:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
@@ -157,8 +179,26 @@ class AsyncClient:
                 connector=connector,
                 read_bufsize=_READ_AHEAD_BYTES,
                 cookie_jar=aiohttp.DummyCookieJar(),
+                trace_configs=[self._trace()],
             )
         return self._sessions[loop]
+
+    def _trace(self) -> aiohttp.TraceConfig:
+        """Measure how long the server takes to accept a connection."""
+
+        async def start(_: object, context: SimpleNamespace, __: object) -> None:
+            context.connecting_since = monotonic()
+
+        async def end(_: object, context: SimpleNamespace, __: object) -> None:
+            took = monotonic() - context.connecting_since
+            self._round_trip = min(took, self._round_trip or took)
+
+        trace = aiohttp.TraceConfig()
+        trace.on_connection_create_start.append(start)
+        # The name is resolved before the client connects.
+        trace.on_dns_resolvehost_end.append(start)
+        trace.on_connection_create_end.append(end)
+        return trace
 
     async def _run(self, call: Call[T], timeout: float | Timeout | None = None) -> T:
         limit = self._timeout if timeout is None else timeout_of(timeout)
@@ -212,9 +252,18 @@ class AsyncClient:
         **options: Unpack[StepOptions],
     ) -> StepResult:
         """Run one step, as :meth:`Client.step` does."""
-        call = calls.step(
-            optimizer, params, grads, state, step_options(options), self._shared
-        )
+        options = step_options(options)
+        connections = self._connections if self._shared is None else 1
+        if grads is not None and is_split(
+            self.url, connections, optimizer, params, grads, state, options
+        ):
+            calls.require_step(optimizer, params, grads, state, options)
+            limit = self._timeout if timeout is None else timeout_of(timeout)
+            parts = _Parts(self, asyncio.get_running_loop())
+            return await parts.step(
+                optimizer, params, grads, state, options, Span(limit)
+            )
+        call = calls.step(optimizer, params, grads, state, options, self._shared)
         result = await self._run(call, timeout)
         ledger = options.get("ledger")
         if ledger is not None:
@@ -362,6 +411,88 @@ class AsyncClient:
             return bool((await self._send(calls.ready(), limit))["ready"])
         except TransportError:
             return False
+
+
+class _Parts(Splitter):
+    """Takes one step of an AsyncClient in parts, in threads beside its event loop."""
+
+    def __init__(self, client: AsyncClient, loop: asyncio.AbstractEventLoop) -> None:
+        self.url = client.url
+        self._client = client
+        self._loop = loop
+        self._connections = client._connections
+        self._part_bytes = client._part_bytes
+        self._threads = ThreadPoolExecutor(client._connections, "stepd")
+        self._lock = threading.Lock()
+        self._under_way: set[Future[Any]] = set()
+        self._is_cancelled = False
+
+    async def step(self, *given: Any) -> StepResult:
+        whole = asyncio.ensure_future(asyncio.to_thread(self._step_in_parts, *given))
+        try:
+            result = await asyncio.shield(whole)
+        except asyncio.CancelledError:
+            self._cancel()
+            # The threads read the caller's arrays until they end.
+            with contextlib.suppress(Exception, asyncio.CancelledError):
+                await whole
+            raise
+        finally:
+            # After an error, other parts may be under way.
+            self._cancel()
+            self._threads.shutdown(wait=False)
+        self._client._part_bytes = self._part_bytes
+        return result
+
+    def _cancel(self) -> None:
+        with self._lock:
+            self._is_cancelled = True
+            under_way = list(self._under_way)
+        for future in under_way:
+            future.cancel()
+
+    def _wait(self, call: Coroutine[Any, Any, T]) -> T:
+        """Run a call on the event loop, and wait for it in this thread."""
+        with self._lock:
+            if self._is_cancelled:
+                call.close()
+                raise CancelledError
+            future = asyncio.run_coroutine_threadsafe(call, self._loop)
+            self._under_way.add(future)
+        try:
+            return future.result()
+        finally:
+            with self._lock:
+                self._under_way.discard(future)
+
+    def _step_once(
+        self,
+        optimizer: Optimizer,
+        params: Arrays | None,
+        grads: Arrays | None,
+        state: State | None,
+        options: StepOptions,
+        timeout: float | Timeout | None,
+    ) -> StepResult:
+        call = calls.step(optimizer, params, grads, state, options)
+        return self._wait(self._client._run(call, timeout))
+
+    def norms(self, *given: Any, **options: Any) -> NormsResult:
+        return self._wait(self._client.norms(*given, **options))
+
+    def _each(
+        self,
+        parts: Sequence[Part],
+        call: Callable[[Part], Callable[[_Parts], T]],
+        span: Span,
+    ) -> list[T]:
+        return run_each(self._threads, parts, lambda part: call(part)(self))
+
+    def _pool_of_results(self) -> Pool:
+        return self._client._memory
+
+    def _round_trip(self) -> float:
+        return self._client._round_trip
 
 
 async def _pieces(body: list[memoryview]) -> AsyncIterator[memoryview]:

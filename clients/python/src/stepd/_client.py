@@ -13,20 +13,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import _calls as calls
-from ._calls import Cached, Call, Convention, Conversion, Json, NormsResult, StepResult
+from ._calls import Call, Convention, Conversion, Json, NormsResult, StepResult
 from ._checks import require_count, require_tls
 from ._errors import StepdError, TransportError
 from ._http import Transport, address_of
 from ._memory import Pool
 from ._options import Groups, Optimizer, Schedule, Slices, StepOptions, step_options
-from ._parts import (
-    SPLIT_OPTIONS,
-    Part,
-    Splitter,
-    can_split,
-    is_large,
-    run_each,
-)
+from ._parts import CONNECTIONS, Part, Splitter, is_split, run_each
 from ._reduce import AnyUpdate, ReduceOptions, ReduceResult
 from ._retry import Attempts, Backoff, Retry, retry_of
 from ._shared import SharedFolder
@@ -38,9 +31,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
 T = TypeVar("T")
-
-#: The connections that carry the parts of a step. One sends while the other receives.
-_CONNECTIONS = 2
 
 
 class Client(Splitter):
@@ -102,7 +92,7 @@ class Client(Splitter):
         self._shared = None if shared_dir is None else SharedFolder(shared_dir)
         address = address_of(url)
         if connections is None:
-            connections = 1 if address.is_local else _CONNECTIONS
+            connections = 1 if address.is_local else CONNECTIONS
         require_count("connections", connections)
         self._connections = connections
         self._transport = Transport(address, token, ssl_context, pool_size)
@@ -217,17 +207,8 @@ class Client(Splitter):
         options: StepOptions,
     ) -> bool:
         """Return whether to send a step in parts."""
-        cached = options.get("cached")
-        if isinstance(cached, Cached) and cached.shards:
-            return all(one.url == self.url for one in cached.shards)
-        given = {name for name, value in options.items() if value is not None}
-        return (
-            self._connections > 1
-            and self._shared is None
-            and given <= SPLIT_OPTIONS
-            and is_large(params, grads, state)
-            and can_split(optimizer, options.get("groups"))
-        )
+        connections = self._connections if self._shared is None else 1
+        return is_split(self.url, connections, optimizer, params, grads, state, options)
 
     def _each(
         self,

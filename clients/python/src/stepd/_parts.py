@@ -53,6 +53,9 @@ SHARD_ELEMENTS = 65536
 #: Elements of a moment in 8 bits that share a scale.
 _BLOCK_ELEMENTS = 64
 
+#: The connections that carry the parts of a step. One sends while the other receives.
+CONNECTIONS = 2
+
 #: The size of a part, before a connection has shown that it needs larger ones.
 FIRST_PART_BYTES = 2 * MIB
 LARGEST_PART_BYTES = 64 * MIB
@@ -334,6 +337,28 @@ def is_large(params: Arrays | None, grads: Arrays, state: State | None) -> bool:
     if isinstance(state, State):
         sent += state.nbytes
     return sent >= SMALLEST_SPLIT_BYTES
+
+
+def is_split(
+    url: str,
+    connections: int,
+    optimizer: Optimizer,
+    params: Arrays | None,
+    grads: Arrays,
+    state: State | None,
+    options: StepOptions,
+) -> bool:
+    """Return whether the client of one server sends a step in parts."""
+    cached = options.get("cached")
+    if isinstance(cached, Cached) and cached.shards:
+        return all(one.url == url for one in cached.shards)
+    given = {name for name, value in options.items() if value is not None}
+    return (
+        connections > 1
+        and given <= SPLIT_OPTIONS
+        and is_large(params, grads, state)
+        and can_split(optimizer, options.get("groups"))
+    )
 
 
 def can_split(optimizer: Optimizer, groups: Groups | None) -> bool:

@@ -75,7 +75,7 @@ const requireSameOutcome = async (warm: Engine, options: Options, files: Files):
 
 /** Returns the files of the next step. */
 const nextFiles = (outcome: Outcome, grads: Buffer): Files => {
-  assert.ok("state" in outcome, JSON.stringify(outcome));
+  if (!("state" in outcome)) assert.fail(outcome.message);
   return { params: outcome.params as Buffer, grads, state: outcome.state };
 };
 

@@ -27,10 +27,12 @@ const OVERFLOWING_RATE: Readonly<Record<Dtype, number>> = { F16: 1e5, BF16: 3e38
 /** Large tensors are slow to test, so two dtypes suffice: kernels write F32 directly, and F16 is narrowed afterwards. */
 const PLACES = { inline: { size: 37, dtypes: DTYPES }, "on workers": { size: 140_001, dtypes: ["F32", "F16"] } } as const;
 
+type Tensors = Readonly<Record<"params" | "grads", Readonly<Record<string, Typed>>>>;
+
 /**
  * Returns tensors with both ends of the range at their start, inside and at their end. Gradients have both signs, and one is 0.
  */
-const tensorsOf = (dtype: Dtype, size: number): Record<"params" | "grads", Record<string, Typed>> => {
+const makeTensors = (dtype: Dtype, size: number): Tensors => {
   const largest = LARGEST[dtype];
   const ends = new Map([0, 1, 17, 18, size - 2, size - 1].map((at, index) => [at, index % 2 === 0 ? largest : -largest]));
   const tensor = (values: readonly number[]): Typed => ({ dtype, shape: [values.length], values: values.map((value) => round(value, dtype)) });
@@ -39,13 +41,23 @@ const tensorsOf = (dtype: Dtype, size: number): Record<"params" | "grads", Recor
   return { params: { fine: tensor([1, 2, 3]), wide: tensor(params) }, grads: { fine: tensor([0.1, 0.2, 0.1]), wide: tensor(grads) } };
 };
 
+/** Tensors by dtype and size, because every variant of every optimizer takes the same. */
+const made = new Map<string, Tensors>();
+
+const tensorsOf = (dtype: Dtype, size: number): Tensors => {
+  const key = `${dtype} ${size}`;
+  const tensors = made.get(key) ?? makeTensors(dtype, size);
+  made.set(key, tensors);
+  return tensors;
+};
+
 /**
  * Takes a step, and requires a warning with the tensors and the counts of non-finite values in the reply. Returns the total
  * count.
  */
 const requireCounted = async (
   optimizer: { readonly name: string },
-  { params, grads }: ReturnType<typeof tensorsOf>,
+  { params, grads }: Tensors,
   more: Readonly<Record<string, unknown>> = {},
 ): Promise<number> => {
   const reply = await service.call<Reply>("optimizer.step", { optimizer, params: writeTyped(params), grads: writeTyped(grads), ...more });
@@ -59,7 +71,7 @@ const requireCounted = async (
 };
 
 /** Returns a state after one step, because some optimizers do not change the parameters in the first step. */
-const stateOf = async (optimizer: { readonly name: string }, { params, grads }: ReturnType<typeof tensorsOf>): Promise<Uint8Array> =>
+const stateOf = async (optimizer: { readonly name: string }, { params, grads }: Tensors): Promise<Uint8Array> =>
   (await service.call<Reply>("optimizer.step", { optimizer, params: writeTyped(params), grads: writeTyped(grads) })).state;
 
 for (const [place, { size, dtypes }] of Object.entries(PLACES)) {

@@ -117,8 +117,9 @@ export const random = (seed: number): (() => number) => {
   };
 };
 
-/** Returns tensors of repeatable random values. */
-export const randomTensors = (shapes: Readonly<Record<string, readonly number[]>>, seed: number): Record<string, TestTensor> => {
+type Shapes = Readonly<Record<string, readonly number[]>>;
+
+const generate = (shapes: Shapes, seed: number): Record<string, TestTensor> => {
   const next = random(seed);
   return Object.fromEntries(
     Object.entries(shapes).map(([name, shape]) => [
@@ -126,4 +127,19 @@ export const randomTensors = (shapes: Readonly<Record<string, readonly number[]>
       { shape, data: Float32Array.from({ length: shape.reduce((product, size) => product * size, 1) }, next) },
     ]),
   );
+};
+
+/** The largest number of generated models that are kept. */
+const KEPT_MODELS = 16;
+
+/** Generated tensors by shapes and seed, because most tests take the same few, and generating them takes longer than a step. */
+const generated = new Map<string, TestTensors>();
+
+/** Returns tensors of repeatable random values, which the caller may change. */
+export const randomTensors = (shapes: Shapes, seed: number): Record<string, TestTensor> => {
+  const key = JSON.stringify([seed, shapes]);
+  const kept = generated.get(key);
+  const tensors = kept ?? generate(shapes, seed);
+  if (!kept && generated.size < KEPT_MODELS) generated.set(key, tensors);
+  return Object.fromEntries(Object.entries(tensors).map(([name, { shape, data }]) => [name, { shape, data: data.slice() }]));
 };

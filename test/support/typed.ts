@@ -17,17 +17,19 @@ interface HalfView extends DataView {
   setFloat16(at: number, value: number, little: boolean): void;
 }
 
+const single = new DataView(new ArrayBuffer(4));
+const half = new DataView(new ArrayBuffer(2)) as HalfView;
+
 /** Rounds a float32 to the nearest BF16, ties to even. */
 export const toBf16 = (value: number): number => {
-  const view = new DataView(new ArrayBuffer(4));
-  view.setFloat32(0, value);
+  single.setFloat32(0, value);
   if (Number.isNaN(value)) return value;
-  const bits = view.getUint32(0);
+  const bits = single.getUint32(0);
   const below = bits & 0xffff;
   let upper = bits >>> 16;
   if (below > 0x8000 || (below === 0x8000 && (upper & 1) === 1)) upper++;
-  view.setUint32(0, (upper * 65536) >>> 0);
-  return view.getFloat32(0);
+  single.setUint32(0, (upper * 65536) >>> 0);
+  return single.getFloat32(0);
 };
 
 /** Rounds a number to a dtype, ties to even. */
@@ -35,9 +37,8 @@ export const round = (value: number, dtype: Dtype): number => {
   if (dtype === "F64") return value;
   if (dtype === "F32") return Math.fround(value);
   if (dtype === "BF16") return toBf16(Math.fround(value));
-  const view = new DataView(new ArrayBuffer(2)) as HalfView;
-  view.setFloat16(0, value, true);
-  return view.getFloat16(0, true);
+  half.setFloat16(0, value, true);
+  return half.getFloat16(0, true);
 };
 
 export const toBytes = ({ dtype, values }: Typed): Buffer => {
@@ -47,7 +48,6 @@ export const toBytes = ({ dtype, values }: Typed): Buffer => {
     else if (dtype === "F64") view.setFloat64(8 * index, value, true);
     else if (dtype === "F16") view.setFloat16(2 * index, value, true);
     else {
-      const single = new DataView(new ArrayBuffer(4));
       single.setFloat32(0, toBf16(Math.fround(value)));
       view.setUint16(2 * index, single.getUint16(0), true);
     }
@@ -61,7 +61,7 @@ const fromBytes = (bytes: Buffer, dtype: Dtype): number[] => {
     if (dtype === "F32") return view.getFloat32(4 * index, true);
     if (dtype === "F64") return view.getFloat64(8 * index, true);
     if (dtype === "F16") return view.getFloat16(2 * index, true);
-    const single = new DataView(new ArrayBuffer(4));
+    single.setUint32(0, 0);
     single.setUint16(0, view.getUint16(2 * index, true));
     return single.getFloat32(0);
   });

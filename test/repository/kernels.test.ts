@@ -1,22 +1,32 @@
 /** Tests that kernels are rebuilt only if they are missing or stale, and that stale kernels do not run. */
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
-import { cpSync, readdirSync, readFileSync, rmSync, utimesSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
-import { test } from "node:test";
+import { cpSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, utimesSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
+import { after, test } from "node:test";
 import { TestService } from "../support/service.ts";
 import { root, TreeCopy } from "../support/tree.ts";
 
 const WASM = "build/kernels.wasm";
 const SOURCE = "src/kernels/sgd.ts";
 
-/** Returns a copy of the tree with a new build. A build of all kernels takes long, so the copy has only one. */
+/** The first build, which the next trees get as a copy. */
+const built = join(mkdtempSync(join(tmpdir(), "stepd-kernels-")), "build");
+after(() => rmSync(dirname(built), { recursive: true }));
+
+/** Returns a copy of the tree with a build. A build of all kernels takes long, so the copy has only one kernel. */
 const builtTree = (): TreeCopy => {
   const tree = new TreeCopy(["src/kernels", "src/pool/sources.ts"]);
   for (const name of readdirSync(join(tree.path, "src/kernels"))) if (!name.startsWith("_") && name !== "sgd.ts") tree.delete(`src/kernels/${name}`);
+  if (existsSync(built)) {
+    cpSync(built, join(tree.path, "build"), { recursive: true });
+    return tree;
+  }
   const { status, stdout, stderr } = tree.run("build-kernels.ts");
   assert.equal(status, 0, stderr);
   assert.equal(stdout, "Built build/kernels.wasm from 1 kernel files.\n");
+  cpSync(join(tree.path, "build"), built, { recursive: true });
   return tree;
 };
 

@@ -159,7 +159,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as own:
         start_ray(own)
         resources = {"client_resources": {"num_cpus": 1}}
-        run_simulation(server_app, client_app, CLIENTS, backend_config=resources)
+        try:
+            run_simulation(server_app, client_app, CLIENTS, backend_config=resources)
+        finally:
+            ray.shutdown()
     print_table(found, arguments.rounds)
     return 0
 

@@ -98,6 +98,14 @@ func open(client *stepd.Client, folder, start string, workers int) (*coordinator
 	if err := os.MkdirAll(folder, 0o755); err != nil {
 		return nil, err
 	}
+	// A killed process may have left partial files.
+	parts, err := filepath.Glob(filepath.Join(folder, "*.part"))
+	if err != nil {
+		return nil, err
+	}
+	for _, part := range parts {
+		_ = os.Remove(part)
+	}
 	text, err := os.ReadFile(filepath.Join(folder, latestFile))
 	if errors.Is(err, os.ErrNotExist) {
 		if start == "" {
@@ -151,15 +159,31 @@ func (c *coordinator) receiveUpdate(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	done, err := c.add(r.Context(), query.Get("worker"), query.Get("round"), stepd.Update{Tensors: deltas, Weight: weight})
+	update := stepd.Update{Tensors: deltas, Weight: weight}
+	done, err := c.add(r.Context(), query.Get("worker"), query.Get("round"), update)
 	if err != nil {
-		http.Error(w, err.Error(), http.StatusConflict)
+		http.Error(w, err.Error(), statusOf(err))
 		return
 	}
 	select {
 	case <-done:
 	case <-r.Context().Done():
 	}
+}
+
+// errRound refuses an update of another round.
+var errRound = errors.New("another round")
+
+// statusOf returns the status of the reply to an update that the coordinator does not accept.
+func statusOf(err error) int {
+	var refusal *stepd.Error
+	switch {
+	case errors.Is(err, errRound):
+		return http.StatusConflict
+	case errors.As(err, &refusal) && refusal.Status < http.StatusInternalServerError:
+		return http.StatusUnprocessableEntity
+	}
+	return http.StatusBadGateway
 }
 
 func (c *coordinator) readTensors(from io.Reader) (stepd.Tensors, error) {
@@ -177,10 +201,13 @@ func (c *coordinator) readTensors(from io.Reader) (stepd.Tensors, error) {
 
 // add adds an update to the round, and takes the step after the last one. A second update of a worker replaces its first.
 func (c *coordinator) add(ctx context.Context, worker, round string, update stepd.Update) (<-chan struct{}, error) {
+	if err := c.check(ctx, round, update); err != nil {
+		return nil, err
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if round != strconv.Itoa(c.Round) {
-		return nil, fmt.Errorf("expected an update of round %d, found round %q", c.Round, round)
+	if err := c.requireRound(round); err != nil {
+		return nil, err
 	}
 	c.updates[worker] = update
 	done := c.done
@@ -195,6 +222,25 @@ func (c *coordinator) add(ctx context.Context, worker, round string, update step
 	return done, nil
 }
 
+// check reduces an update by itself. Otherwise an update with NaN or another shape would make the step fail for all workers.
+func (c *coordinator) check(ctx context.Context, round string, update stepd.Update) error {
+	c.mu.Lock()
+	params, err := c.params, c.requireRound(round)
+	c.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	_, err = c.client.Reduce(ctx, stepd.ReduceRequest{Params: params, Updates: []stepd.Update{update}, Form: stepd.FormDeltas})
+	return err
+}
+
+func (c *coordinator) requireRound(round string) error {
+	if round != strconv.Itoa(c.Round) {
+		return fmt.Errorf("%w: expected an update of round %d, found round %q", errRound, c.Round, round)
+	}
+	return nil
+}
+
 // step combines the updates and takes the outer step.
 func (c *coordinator) step(ctx context.Context) error {
 	var updates []stepd.Update
@@ -205,11 +251,16 @@ func (c *coordinator) step(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	result, err := c.client.Step(ctx, stepd.StepRequest{Optimizer: optimizer, Params: c.params, Grads: reduced.Grads, State: c.state})
-	if err != nil {
-		return err
+	params, state := c.params, c.state
+	// Weights that sum to 0 change nothing.
+	if !reduced.Skipped {
+		result, err := c.client.Step(ctx, stepd.StepRequest{Optimizer: optimizer, Params: params, Grads: reduced.Grads, State: state})
+		if err != nil {
+			return err
+		}
+		params, state = result.Params, result.State
 	}
-	if err := c.save(c.Round+1, result.Params, result.State); err != nil {
+	if err := c.save(c.Round+1, params, state); err != nil {
 		return err
 	}
 	log.Printf("round %d: %d updates of weight %g", c.Round, reduced.Count, reduced.Weight)
@@ -235,11 +286,7 @@ func (c *coordinator) save(round int, params stepd.Tensors, state *stepd.State) 
 	if err != nil {
 		return err
 	}
-	part := filepath.Join(c.folder, latestFile+".part")
-	if err := os.WriteFile(part, text, 0o644); err != nil {
-		return err
-	}
-	if err := os.Rename(part, filepath.Join(c.folder, latestFile)); err != nil {
+	if err := replaceFile(filepath.Join(c.folder, latestFile), text); err != nil {
 		return err
 	}
 	for _, name := range []string{c.Params, c.State} {
@@ -249,4 +296,17 @@ func (c *coordinator) save(round int, params stepd.Tensors, state *stepd.State) 
 	}
 	c.latest, c.params, c.state = next, params, state
 	return nil
+}
+
+// replaceFile replaces a file at once. The new content is on the disk before the file has its name.
+func replaceFile(path string, content []byte) error {
+	file, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*.part")
+	if err != nil {
+		return err
+	}
+	_, err = file.Write(content)
+	if err := errors.Join(err, file.Sync(), file.Chmod(0o644), file.Close()); err != nil {
+		return errors.Join(err, os.Remove(file.Name()))
+	}
+	return os.Rename(file.Name(), path)
 }

@@ -144,6 +144,7 @@ export class Engine {
     const files: StepFiles = {
       params: paramFile,
       grads: reduced?.grads ?? (await loadTensors(grads as Tensors, "/grads", lease)),
+      gradsField: reduced ? "/reduce" : "/grads",
       state: await stateFile(),
       retained,
     };

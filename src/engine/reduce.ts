@@ -129,7 +129,7 @@ export function* listTensors(
     }
   } else if (form === "params")
     throw StepdError.mismatch("INVALID_PARAMS", "/params", "the parameters that the updates started from, because form is params", "none");
-  if (accumulator) yield* readAccumulator(accumulator, `${prefix}/accumulator`, form, paramFile !== undefined, byName, add);
+  if (accumulator) yield* readAccumulator(accumulator, `${prefix}/accumulator`, form, updates.length, paramFile !== undefined, byName, add);
 
   let total = 0;
   for (const [update, { file }] of updates.entries()) {
@@ -190,11 +190,12 @@ const scalesOf = (tensors: readonly TensorInfo[], field: string) => {
   };
 };
 
-/** Adds the tensors of an accumulator (format stepd.sum/1) to the list. Throws STATE_CORRUPT and STATE_MISMATCH. */
+/** Adds the tensors of an accumulator (format stepd.sum/1) to the list, before `added` updates. Throws STATE_CORRUPT and STATE_MISMATCH. */
 function* readAccumulator(
   file: Buffer,
   field: string,
   form: string,
+  added: number,
   hasParams: boolean,
   byName: ReadonlyMap<string, CombinedTensor>,
   add: (info: Pick<TensorInfo, "name" | "shape" | "elements">) => CombinedTensor,
@@ -227,7 +228,8 @@ function* readAccumulator(
     } else if (kind === COUNT) {
       requireScalar("I64");
       entry.count = Number(file.readBigInt64LE(offset));
-      if (!(entry.count >= 0 && entry.count <= Number.MAX_SAFE_INTEGER)) throw corrupt(`${key} from 0 to 2^53 - 1`, String(file.readBigInt64LE(offset)));
+      const isCount = entry.count >= 0 && entry.count <= Number.MAX_SAFE_INTEGER - added;
+      if (!isCount) throw corrupt(`${key} from 0 to 2^53 - ${1 + added}`, String(file.readBigInt64LE(offset)));
     } else throw corrupt(`keys ${SUM}<name>, ${WEIGHT}<name>, ${COUNT}<name>`, JSON.stringify(key));
   }
   let read = 0;

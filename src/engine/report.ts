@@ -67,8 +67,11 @@ export const clipScale = ({ options: { clip }, maxGradNorm }: Layout, sums: read
   return maxGradNorm === null ? scale : scale / Math.max(1, (norm * scale) / maxGradNorm);
 };
 
-/** Throws NON_FINITE_GRADIENT if a gradient of this call is not finite, or if others_non_finite reports one in another call. */
-export const requireFinite = ({ options, targets }: Layout, sums: readonly GradientSums[]): void => {
+/**
+ * Throws NON_FINITE_GRADIENT if a gradient of this call is not finite, or if others_non_finite reports one in another call. `field` is
+ * the JSON pointer of the gradients.
+ */
+export const requireFinite = ({ options, targets }: Layout, sums: readonly GradientSums[], field: string): void => {
   if (sums.every(({ nonFinite }) => nonFinite === 0)) {
     if (!options.others_non_finite) return;
     const expected = "false, or non_finite skip or propagate";
@@ -77,7 +80,7 @@ export const requireFinite = ({ options, targets }: Layout, sums: readonly Gradi
   const found = targets.map(({ name }, index) => ({ name, count: sums[index]?.nonFinite ?? 0 })).filter(({ count }) => count > 0);
   throw StepdError.mismatch(
     "NON_FINITE_GRADIENT",
-    "/grads",
+    field,
     "finite gradients (or non_finite skip or propagate)",
     `NaN or infinity in ${describeCounts(found)}`,
     found.slice(0, MAX_NAMED_TENSORS).map(({ name }) => name),

@@ -28,6 +28,8 @@ export interface RetainedFiles {
 export interface StepFiles {
   readonly params: TensorFile;
   readonly grads: TensorFile;
+  /** The JSON pointer of the gradients, or of the reduction that made them. */
+  readonly gradsField: "/grads" | "/reduce";
   readonly state: Buffer | undefined;
   /** The workers copy the parameters and the state from here. */
   readonly retained: RetainedFiles;
@@ -121,7 +123,7 @@ export const runStep = async (layout: Layout, progress: Progress, files: StepFil
   if (isMeasured) {
     await runner.run(targets, ({ recipe }) => recipe.measure?.calls ?? [], isRepeatable(options.loss_scale));
     gradSums = await mapInTurns(targets, (target) => gradientSums(runner.total(target, target.recipe.measure?.sums)));
-    if (nonFinite === "error") requireFinite(layout, gradSums);
+    if (nonFinite === "error") requireFinite(layout, gradSums, files.gradsField);
     if (nonFinite === "skip" && (options.others_non_finite || gradSums.some((sums) => sums.nonFinite > 0))) {
       await runner.run(targets, copiesOf, true);
       return output(true, await rounding());
@@ -137,7 +139,7 @@ export const runStep = async (layout: Layout, progress: Progress, files: StepFil
     for (const index of found) suspects.add(index);
     if (stage === 0 && !isMeasured) {
       gradSums = await mapInTurns(targets, (target) => gradientSums(runner.total(target, target.recipe.phases[0]?.gradientSums)));
-      if (nonFinite === "error") requireFinite(layout, gradSums);
+      if (nonFinite === "error") requireFinite(layout, gradSums, files.gradsField);
     }
     const storeSums = (target: StepTarget, index: number): void => {
       const result = results[index] as MutableResult;

@@ -112,8 +112,32 @@ test("an update that cannot be used is refused, and the round goes on", async ()
   await using coordinator = await Coordinator.start("refused");
   const post = (query: string, body: Buffer | string): Promise<Response> =>
     fetch(`${coordinator.url}/updates?${query}`, { method: "POST", body: body as BodyInit });
-  assert.equal((await post("worker=a&round=0", "")).status, 400);
-  assert.equal((await post("worker=a&round=0&weight=1", "nonsense")).status, 400);
+  const spoilt = { ...randomTensors(SHAPES, 1), "layer.bias": { shape: [30], data: new Float32Array(30).fill(Number.NaN) } };
+  const refusals: readonly (readonly [query: string, body: Buffer | string, status: number, text: RegExp])[] = [
+    ["worker=a&round=0", "", 400, /expected worker, round and weight/],
+    ["worker=a&round=0&weight=1", "nonsense", 400, /./],
+    ["worker=a&round=1&weight=1", deltasOf("a", 0), 409, /expected an update of round 0, found round "1"/],
+    ["worker=a&round=0&weight=NaN", deltasOf("a", 0), 422, /updates\/0\/weight/],
+    ["worker=a&round=0&weight=-1", deltasOf("a", 0), 422, /updates\/0\/weight/],
+    ["worker=a&round=0&weight=1", writeTensors(spoilt), 422, /NaN or infinity in "layer.bias"/],
+    ["worker=a&round=0&weight=1", writeTensors(randomTensors({ ...SHAPES, "layer.bias": [31] }, 1)), 422, /expected shape \[30\]/],
+  ];
+  for (const [query, body, status, text] of refusals) {
+    const reply = await post(query, body);
+    assert.deepEqual([query, reply.status], [query, status]);
+    assert.match(await reply.text(), text);
+  }
   await coordinator.round(0, WORKERS);
   assert.equal((await coordinator.params()).round, 1);
+});
+
+test("a round of weight 0 leaves the parameters as they are", async () => {
+  await using coordinator = await Coordinator.start("weightless");
+  const before = await coordinator.params();
+  const send = async (worker: string): Promise<void> => {
+    const body = new Uint8Array(deltasOf(worker, 0));
+    assert.equal((await fetch(`${coordinator.url}/updates?worker=${worker}&round=0&weight=0`, { method: "POST", body })).status, 200);
+  };
+  await Promise.all(WORKERS.map(send));
+  assert.deepEqual(await coordinator.params(), { ...before, round: 1 });
 });

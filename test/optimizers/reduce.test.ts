@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { after, before, suite, test } from "node:test";
 import { type Shapes, SMALL } from "../support/run.ts";
 import { JSON_TYPE, type RpcError, readReply, TestService } from "../support/service.ts";
-import { random, readFile } from "../support/tensors.ts";
+import { random, rawTensors, readFile } from "../support/tensors.ts";
 import { type Dtype, readTyped, type Typed, writeTyped } from "../support/typed.ts";
 import { combine, type Method, type UpdateTensors, updateOf, type Weighted, writeUpdate } from "../support/updates.ts";
 
@@ -188,6 +188,40 @@ suite("identities", () => {
   });
 });
 
+suite("forged accumulators", () => {
+  const forge = (count: bigint, weight: number): Buffer => {
+    const data = Buffer.alloc(24);
+    data.writeBigInt64LE(count, 0);
+    data.writeDoubleLE(1, 8);
+    data.writeDoubleLE(weight, 16);
+    const entries = ["count/w", "sum/w", "weight/w"].map((name, index) => {
+      const [dtype, shape] = index === 0 ? ["I64", "[]"] : ["F64", index === 1 ? "[1]" : "[]"];
+      return `"${name}":{"dtype":"${dtype}","shape":${shape},"data_offsets":[${8 * index},${8 * index + 8}]}`;
+    });
+    return rawTensors(`{"__metadata__":{"format":"stepd.sum/1","form":"deltas"},${entries.join(",")}}`, data);
+  };
+  const one: Weighted = { tensors: { w: { dtype: "F32", shape: [1], values: [1] } } };
+
+  test("a count or weight out of range is refused, with room for the updates of the call", async () => {
+    const refusals = [
+      [2n ** 53n - 1n, 1, [one], "count/w from 0 to 2^53 - 2"],
+      [2n ** 53n, 1, [], "count/w from 0 to 2^53 - 1"],
+      [-1n, 1, [], "count/w from 0 to 2^53 - 1"],
+      [1n, -1, [], "weight/w to be finite and at least 0"],
+      [1n, Number.NaN, [], "weight/w to be finite and at least 0"],
+    ] as const;
+    for (const [count, weight, updates, expected] of refusals) {
+      await assert.rejects(call(updates, { form: "deltas", accumulator: forge(count, weight) }), ({ data }: RpcError) => {
+        assert.deepEqual([data.name, data.field, data.expected], ["STATE_CORRUPT", "/accumulator", expected]);
+        return true;
+      });
+    }
+    const { accumulator, count } = await call([one], { form: "deltas", accumulator: forge(2n ** 53n - 2n, 1), finish: false });
+    assert.equal(Number(count), Number.MAX_SAFE_INTEGER);
+    assert.equal((await call([], { form: "deltas", accumulator })).skipped, false);
+  });
+});
+
 suite("updates that are not like the others", () => {
   const clean = updatesOf(4, SMALL, "F32");
   const spoil = ({ tensors, ...more }: Weighted, value: number): Weighted => {
@@ -310,6 +344,7 @@ suite("a step with reduce", () => {
       [{ reduce: { updates, accumulator: params } }, "STATE_CORRUPT", "/reduce/accumulator"],
       [{ reduce: { updates, finish: false } }, "INVALID_PARAMS", "/reduce/finish"],
       [{ reduce: { updates }, grads: params }, "INVALID_PARAMS", "/grads"],
+      [{ reduce: { updates, form: "deltas", method: { name: "mean", divisor: 5e-324 } } }, "NON_FINITE_GRADIENT", "/reduce"],
       [{}, "INVALID_PARAMS", "/grads"],
     ] as const;
     for (const [fields, name, field] of refusals) {
@@ -411,6 +446,34 @@ suite("forms of requests", () => {
       updates: updates.map(({ tensors, weight }) => ({ tensors: writeUpdate(tensors).toString("base64"), weight })),
     });
     requireSameBits(readTyped(Buffer.from(encoded.grads, "base64")), binary);
+  });
+
+  test("parameters and updates may be handles, which stay unchanged", async () => {
+    await using storing = await TestService.start({ STEPD_CACHE_MIB: "4" });
+    const params = writeTyped(paramsOf(SMALL, "F32"));
+    const [update, other] = updatesOf(2, SMALL, "F32").map(({ tensors }) => writeTyped(tensors as Record<string, Typed>));
+    const sgd = { name: "sgd", lr: 0 };
+    const keep = async (params: unknown): Promise<unknown> =>
+      (await storing.call<{ cached: { params: unknown } }>("optimizer.step", { optimizer: sgd, params, grads: writeTyped({}), reply: { cache: true } })).cached
+        .params;
+    const handles = { params: await keep(params), updates: [{ tensors: await keep(update), weight: 3 }, { tensors: other }] };
+    const sent = { params, updates: [{ tensors: update, weight: 3 }, { tensors: other }] };
+    const expected = await storing.call<Reply>("optimizer.reduce", sent);
+    const step = { optimizer: { name: "sgd", lr: 0.5 } };
+    const stepped = await storing.call("optimizer.step", { ...step, params, reduce: { updates: sent.updates } });
+    for (let times = 0; times < 2; times++) {
+      assert.deepEqual(await storing.call("optimizer.reduce", handles), expected);
+      assert.deepEqual(await storing.call("optimizer.step", { ...step, params: handles.params, reduce: { updates: handles.updates } }), stepped);
+    }
+    const distances = await storing.call("optimizer.distances", { updates: sent.updates });
+    assert.deepEqual(await storing.call("optimizer.distances", { updates: handles.updates }), distances);
+  });
+
+  test("optimizer.reduce has no option reply", async () => {
+    await assert.rejects(call(updatesOf(1, SMALL, "F32"), { form: "deltas", reply: { cache: true } }), ({ data }: RpcError) => {
+      assert.deepEqual([data.name, data.field], ["INVALID_PARAMS", "/reply"]);
+      return true;
+    });
   });
 
   test("many updates of many tensors", async () => {

@@ -97,12 +97,23 @@ const requireSame = (found: Outcome, expected: Outcome): void => {
   for (const [file, bytes] of expected) assert.ok(found.get(file)?.equals(bytes), `${file} differs`);
 };
 
+let archived: Promise<string> | undefined;
+
+/** Returns the path of an archive with the image's files. */
+const archiveOfImage = (): Promise<string> => {
+  archived ??= (async () => {
+    const id = await engine.docker("create", "--label", engine.label, image);
+    const archive = join(engine.folder, "image.tar");
+    await engine.docker("export", "--output", archive, id);
+    await engine.docker("rm", id);
+    return archive;
+  })();
+  return archived;
+};
+
 /** Returns the paths of all files in the image. */
 const filesOfImage = async (): Promise<readonly string[]> => {
-  const id = await engine.docker("create", "--label", engine.label, image);
-  const archive = join(engine.folder, "image.tar");
-  await engine.docker("export", "--output", archive, id);
-  await engine.docker("rm", id);
+  const archive = await archiveOfImage();
   const { stdout } = await execute("tar", ["--list", "--file", archive], { maxBuffer: 2 ** 24 });
   return stdout.split("\n");
 };
@@ -138,6 +149,37 @@ test("the image contains the service, Node and its libraries, but no tools to bu
   assert.deepEqual(left, []);
 });
 
+test("the packages in the image have no tests, source maps, types and examples", TEST_LIMITS, async () => {
+  const files = (await filesOfImage()).filter((file) => file.startsWith("app/node_modules/"));
+  assert.ok(files.length > 500, `${files.length}`);
+  const left = files.filter((file) => /\.(?:map|[cm]?ts)$|\/(?:tests?|__tests__|specs?|benchmarks?|examples)\/|\/test\.js$|\.(?:test|spec)\.js$/.test(file));
+  assert.deepEqual(left, []);
+});
+
+test("scanners find the C library and its version in the image", TEST_LIMITS, async () => {
+  const archive = await archiveOfImage();
+  const { stdout: release } = await execute("tar", ["--extract", "--to-stdout", "--file", archive, "etc/os-release"]);
+  assert.match(release, /^ID=debian$/m);
+  for (const name of ["libc6", "libgcc-s1", "libstdc++6"]) {
+    const { stdout } = await execute("tar", ["--extract", "--to-stdout", "--file", archive, `var/lib/dpkg/status.d/${name}`]);
+    assert.match(stdout, new RegExp(`^Package: ${name.replaceAll("+", "\\+")}$`, "m"));
+    assert.match(stdout, /^Version: \d\S+$/m);
+  }
+});
+
+test("docs/container.md has the size of the image and of node in it", TEST_LIMITS, async () => {
+  const [, imageMb, nodeMb] = /It has (\d+) MB; node alone has (\d+)\./.exec(readFileSync(join(root, "docs/container.md"), "utf8")) ?? [];
+  const { Size } = await inspect<{ readonly Size: number }>(image);
+  const { stdout } = await execute("tar", ["--list", "--verbose", "--file", await archiveOfImage(), NODE.slice(1)]);
+  const bytes = Number(stdout.split(/\s+/)[2]);
+  // Versions of Node and Debian differ a little.
+  for (const [found, expected] of [
+    [Size, imageMb],
+    [bytes, nodeMb],
+  ] as const)
+    assert.ok(Math.abs(found / 1e6 - Number(expected)) <= 4, `${found} bytes, ${expected} MB in the documentation`);
+});
+
 test("the image has its labels, runs as an unprivileged user, and stops on SIGTERM", TEST_LIMITS, async () => {
   const { Config } = await inspect<{ readonly Config: Readonly<Record<string, unknown>> & { readonly Labels: Readonly<Record<string, string>> } }>(image);
   assert.deepEqual([Config["User"], Config["StopSignal"], Config["ExposedPorts"]], ["10001:10001", "SIGTERM", { "8080/tcp": {} }]);
@@ -149,6 +191,7 @@ test("the image has its labels, runs as an unprivileged user, and stops on SIGTE
     licenses: license,
     version,
     revision: REVISION,
+    "base.name": `stepd-base:${engine.label.split("=")[1]}`,
   });
   assert.equal(await engine.docker("run", "--rm", "--network", "none", "--label", engine.label, image, "--version"), version);
 });

@@ -95,6 +95,7 @@ export const sidebar: Item[] = [
       page("Determinism", "/docs/determinism.md"),
       page("Audit", "/docs/audit.md"),
       page("Performance", "/docs/performance.md"),
+      page("Performance: findings", "/docs/performance-findings.md"),
       page("Adam's improvements, measured", "/docs/adam-improvements.md"),
       {
         text: "Decisions",

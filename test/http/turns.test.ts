@@ -9,7 +9,7 @@ import { JSON_TYPE, MSGPACK, readReply, TestService } from "../support/service.t
 import { rawTensors } from "../support/tensors.ts";
 
 /**
- * The longest turn of a call's own work, in ms. docs/performance.md shows less than 50 ms on a shared machine; slower machines
+ * The longest turn of a call's own work, in ms. docs/performance-findings.md shows less than 50 ms on a shared machine; slower machines
  * may take longer.
  */
 const MOST_MS = 150;

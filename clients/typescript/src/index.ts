@@ -5,6 +5,7 @@ export type { ErrorName } from "./errors.gen.ts";
 export { StepdError, TransportError } from "./errors.ts";
 export { Ledger, type LedgerInput, type LedgerOptions } from "./ledger.ts";
 export type { Distances, DistancesInput, ReduceInput, ReduceResult, ReduceSettings, Update } from "./reduce.ts";
+export { type ResidentInput, type ResidentOptions, type ResidentResult, ResidentRun, type Stepper } from "./resident.ts";
 export { ShardedClient, type ShardedInput, type ShardedOptions, type ShardedResult } from "./sharded.ts";
 export { State } from "./state.ts";
 export { type DType, type Tensor, type Tensors, toTensors, type UpdateTensor, type UpdateTensors } from "./tensors.ts";

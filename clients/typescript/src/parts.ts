@@ -509,7 +509,7 @@ const zerosOf = (infos: TensorInfos, slices: Slices): Tensors =>
     return dtype === "F32" ? { shape, data: new Float32Array(count) } : { shape, data: new Uint16Array(count), dtype };
   });
 
-const copied = (tensors: Tensors): Tensors => mapped(tensors, (tensor) => ({ ...tensor, data: tensor.data.slice() }));
+export const copied = (tensors: Tensors): Tensors => mapped(tensors, (tensor) => ({ ...tensor, data: tensor.data.slice() }));
 
 const bytesIn = (tensors: Tensors): number => Object.values(tensors).reduce((sum, { data }) => sum + data.byteLength, 0);
 

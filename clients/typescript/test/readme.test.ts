@@ -30,6 +30,7 @@ suite("README", () => {
     ["the first", "state.steps.w", 2],
     ["in shared memory", "[state.steps.w, params.w.data.length, state.bytes.length > 8e6]", [3, 1_000_000, true]],
     ["less to send", "[now.state.steps.w, Object.keys(now.cached), params.w.dtype]", [3, ["params", "state"], "BF16"]],
+    ["a run that stays on the server", "[state.steps.w, params.w.data.length]", [3, 2]],
   ];
   for (const [at, [title, value, expected]] of values.entries()) {
     test(title, async () => {

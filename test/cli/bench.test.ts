@@ -227,7 +227,7 @@ test("an unreachable server or an unknown optimizer is an error", async () => {
   assert.equal(nobody.code, 1);
   assert.match(nobody.stderr, /^stepd: the first step did not go well: ECONNREFUSED: [^\n]+\n$/);
   await using service = await TestService.start();
-  const unknown = await stepd("bench", service.url, "--elements", "10", "--optimizer", "adanm");
+  const unknown = await stepd("bench", service.url, "--elements", "10", "--optimizer", "adann");
   assert.equal(unknown.code, 1);
   assert.match(unknown.stderr, /^stepd: the first step did not go well: INVALID_PARAMS: \/optimizer\/name: expected one of [^\n]+\n$/);
 });

@@ -56,7 +56,7 @@ const WRONG: readonly (readonly [readonly string[], RegExp])[] = [
   [["plan", "--tensor", "3", "--set", "lr"], /^stepd: --set: expected the name of a hyperparameter, = and its value, found "lr"$/],
   [["plan", "--tensor", "3", "--set", "lr=-1"], /^stepd: --set lr: expected at least 0, found -1$/],
   [["plan", "--tensor", "3", "--set", "lrr=1"], /^stepd: --set lrr: expected a known field \(the nearest is lr\), found "lrr"$/],
-  [["plan", "--tensor", "3", "--optimizer", "adanm"], /^stepd: --optimizer: expected one of .* \(the nearest is adan\), found "adanm"$/],
+  [["plan", "--tensor", "3", "--optimizer", "adann"], /^stepd: --optimizer: expected one of .* \(the nearest is adan\), found "adann"$/],
   [["plan", "--tensor", "w=3:F8"], /^stepd: --tensor w\/dtype: expected one of F32, .*, found "F8"$/],
   [["plan", "--tensor", "3", "--grad-dtype", "I64"], /^stepd: --grad-dtype: expected one of F32, .*, found "I64"$/],
   [["plan", "--tensor", "3", "--arena-mib", "5000"], /^stepd: --arena-mib: expected a whole number from 1 to 4096, found "5000"$/],

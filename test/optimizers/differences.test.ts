@@ -82,6 +82,10 @@ const LARGEST_BETA = 1 - 2 ** -53;
 const BETAS = [0, 5e-324, 1e-300, 0.5, 0.9, 0.999, 1 - 1e-12, LARGEST_BETA];
 const STEPS = [1, 2, 3, 10, 1e6, 2 ** 31, Number.MAX_SAFE_INTEGER];
 
+/** Returns all tuples of `length` decay rates. */
+const tuplesOf = (length: number): readonly (readonly number[])[] =>
+  length === 0 ? [[]] : tuplesOf(length - 1).flatMap((tuple) => BETAS.map((beta) => [...tuple, beta]));
+
 suite("scalars are finite for all decay rates and step counts", () => {
   for (const { label, optimizer } of variants) {
     test(`scalars of ${label}`, () => {
@@ -91,8 +95,8 @@ suite("scalars are finite for all decay rates and step counts", () => {
         Object.entries(definition.hyperparameters).map(([name, { default: value }]: [string, { default?: unknown }]) => [name, value]),
       );
       const { name: _, ...given } = optimizer;
-      const pairs = "betas" in definition.hyperparameters ? BETAS.flatMap((first) => BETAS.map((second) => [first, second] as const)) : [undefined];
-      for (const betas of pairs) {
+      const { default: ownBetas = [] } = (definition.hyperparameters as { betas?: { default: readonly number[] } }).betas ?? {};
+      for (const betas of ownBetas.length > 0 ? tuplesOf(ownBetas.length) : [undefined]) {
         const values = { ...defaults, ...given, ...(betas && { betas }) } as never;
         for (const step of STEPS) {
           const at = { step, lr: 1e-3, isFirst: step === 1, elements: 7, sums: [[3, 5]], scalarSlots: {} };

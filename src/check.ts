@@ -63,6 +63,7 @@ export const check = async (config: Config): Promise<Check> => {
       authorities === 0 ? "callers need no certificate" : `callers need a certificate of ${authorities === 1 ? "an authority" : `${authorities} authorities`}`;
     return `${JSON.stringify(subject)}, valid until ${validTo.toISOString()}; ${clients}`;
   });
+  await add("traces", () => (config.otlpUrl === "" ? "off" : `to ${config.otlpUrl}v1/traces`));
   await add("receipts", () => {
     const key = readReceiptKey(config);
     return key ? `signed with the key ${key.name}` : "not signed";

@@ -23,6 +23,8 @@ export interface Config {
   readonly logLevel: string;
   /** "on" logs a line for each call. */
   readonly accessLog: string;
+  /** The base URL of the collector for traces, which ends with a slash. Empty for none. */
+  readonly otlpUrl: string;
   readonly requestTimeoutMs: number;
   readonly idleTimeoutMs: number;
   readonly drainTimeoutMs: number;
@@ -120,6 +122,15 @@ const parseUrls = (text: string, name: string): readonly string[] =>
 
 const origins: Kind<readonly string[]> = { schema: { type: "string" }, parse: parseOrigins };
 
+const optionalUrl: Kind<string> = {
+  schema: { type: "string" },
+  parse: (text, name) => {
+    const [url = "", ...more] = parseUrls(text, name);
+    if (more.length > 0) throw new ConfigError(`${name}: expected one URL, found ${JSON.stringify(text)}`);
+    return url;
+  },
+};
+
 const urls: Kind<readonly string[]> = { schema: { type: "string" }, parse: parseUrls };
 
 const address: Kind<string> = {
@@ -200,6 +211,12 @@ const settingsOf = (machine: Machine) =>
       help: "on or off; on logs a line for each call at level info: caller, method, outcome, bytes and seconds by phase",
       initial: "off",
       kind: oneOf(["on", "off"]),
+    },
+    otlpUrl: {
+      name: "STEPD_OTLP_URL",
+      help: "base URL of an OpenTelemetry collector, such as http://127.0.0.1:4318; it gets a trace of each call by OTLP over HTTP",
+      initial: "",
+      kind: optionalUrl,
     },
     requestTimeoutMs: {
       name: "STEPD_REQUEST_TIMEOUT_MS",

@@ -16,6 +16,7 @@ import type { Pool } from "./pool/pool.ts";
 import { Hasher, Receipts } from "./receipts/receipts.ts";
 import { Rpc } from "./rpc/rpc.ts";
 import { Telemetry } from "./telemetry/telemetry.ts";
+import type { Traces } from "./telemetry/traces.ts";
 
 const MIB = 2 ** 20;
 /** The folder of the page for browsers. */
@@ -62,8 +63,11 @@ export class Service implements AsyncDisposable {
   /** While "leaving", the server is not ready but accepts calls, so load balancers notice before it rejects any call. */
   #state: "serving" | "leaving" | "draining" = "serving";
 
-  private constructor(config: Config, arena: Arena, pool: Pool, telemetry: Telemetry) {
+  readonly #traces: Traces | undefined;
+
+  private constructor(config: Config, arena: Arena, pool: Pool, telemetry: Telemetry, traces: Traces | undefined) {
     this.#config = config;
+    this.#traces = traces;
     this.arena = arena;
     this.pool = pool;
     this.telemetry = telemetry;
@@ -96,6 +100,7 @@ export class Service implements AsyncDisposable {
         receipts: new Receipts(version, this.#hasher, key),
       }),
       telemetry,
+      traces,
       limits,
       authenticator: tokens,
       callers,
@@ -145,11 +150,12 @@ export class Service implements AsyncDisposable {
   /** Creates all components and starts listening. */
   static async start(config: Config): Promise<Service> {
     const telemetry = new Telemetry({ level: config.logLevel, version, node: process.version });
+    const traces = config.otlpUrl === "" ? undefined : await startTraces(config.otlpUrl, telemetry);
     const arena = makeArena(config);
     const pool = await startPool(config, arena, (cause) => telemetry.workerLost(cause));
     let service: Service | undefined;
     try {
-      service = new Service(config, arena, pool, telemetry);
+      service = new Service(config, arena, pool, telemetry, traces);
       await service.#listen();
     } catch (error) {
       await (service ?? pool)[Symbol.asyncDispose]();
@@ -207,8 +213,15 @@ export class Service implements AsyncDisposable {
     await Promise.all(servers.map((server) => closeServer(server, this.#sockets.get(server) ?? new Set(), deadline)));
     await this.#hasher[Symbol.asyncDispose]();
     await this.pool[Symbol.asyncDispose]();
+    await this.#traces?.end();
   }
 }
+
+/** Loads the SDK of OpenTelemetry and starts to send traces to a collector. */
+const startTraces = async (url: string, telemetry: Telemetry): Promise<Traces> => {
+  const { Traces } = await import("./telemetry/traces.ts");
+  return new Traces({ url, version, onError: (reason) => telemetry.log.warn({ reason }, "traces are lost: the collector does not take them") });
+};
 
 /** Tracks the open connections of a server. Node's own list lacks connections during a TLS handshake. */
 const trackSockets = (server: Server): ReadonlySet<net.Socket> => {

@@ -367,6 +367,8 @@ test("incomplete combinations of settings and invalid origins are refused by nam
     [{ STEPD_PAGE_REPLICAS: "http://a.example, b.example" }, /^STEPD_PAGE_REPLICAS: .*"b\.example"/],
     [{ STEPD_PAGE_REPLICAS: "http://user:secret@a.example" }, /^STEPD_PAGE_REPLICAS: /],
     [{ STEPD_PAGE_REPLICAS: "file:///metrics" }, /^STEPD_PAGE_REPLICAS: /],
+    [{ STEPD_OTLP_URL: "collector:4318" }, /^STEPD_OTLP_URL: .*"collector:4318"/],
+    [{ STEPD_OTLP_URL: "http://a.example,http://b.example" }, /^STEPD_OTLP_URL: expected one URL/],
     [{ STEPD_ADMIN_PORT: "x" }, /^STEPD_ADMIN_PORT: /],
   ];
   for (const [env, message] of refused) assert.throws(() => readConfig(env), { name: "ConfigError", message });
@@ -383,6 +385,7 @@ test("without settings the defaults apply, and other variables are ignored", () 
     wideVectors: "auto",
     logLevel: "info",
     accessLog: "off",
+    otlpUrl: "",
     requestTimeoutMs: 300000,
     idleTimeoutMs: 60000,
     drainTimeoutMs: 30000,
@@ -422,6 +425,7 @@ test("the help names exactly the settings that are read", () => {
     STEPD_LOG_LEVEL: "info",
     STEPD_ACCESS_LOG: "on",
     STEPD_PAGE: "off",
+    STEPD_OTLP_URL: "http://127.0.0.1:4318",
     STEPD_PAGE_REPLICAS: "http://a.example:81/steps",
     STEPD_CORS_ORIGINS: "https://a.example, http://b.example:81",
   } as Env;

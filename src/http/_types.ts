@@ -2,6 +2,7 @@
 import type { ServerOptions } from "node:https";
 import type { Lease, Rpc } from "../rpc/rpc.ts";
 import type { Telemetry } from "../telemetry/telemetry.ts";
+import type { Traces } from "../telemetry/traces.ts";
 import type { Callers, Identity } from "./callers.ts";
 import type { HeapBudget, HeapShare, Reclaim } from "./heap.ts";
 
@@ -48,6 +49,8 @@ export interface Service {
   readonly heap: HeapBudget;
   readonly rpc: Rpc;
   readonly telemetry: Telemetry;
+  /** Undefined if calls are not traced. */
+  readonly traces: Traces | undefined;
   readonly limits: Limits;
   /** Undefined if calls need no token. */
   readonly authenticator: Authenticator | undefined;

@@ -18,6 +18,8 @@ import { isSent, type Reply } from "./reply.ts";
 /** The traceparent header of W3C Trace Context: version, trace id, parent id, flags. */
 const TRACEPARENT = /^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$/;
 
+const headerText = (value: string | readonly string[] | undefined): string | undefined => (typeof value === "string" ? value : undefined);
+
 /** The data of a call for metrics and the log. */
 interface CallRecord {
   readonly id: string;
@@ -89,6 +91,7 @@ export const answerCall = async (service: ServerContext, req: Request, res: Resp
     telemetry.recordCall(call.method, call.outcome, seconds);
     call.caller?.countCall(call);
     service.completionRate.add(1);
+    service.traces?.record({ ...call, tracestate: headerText(req.headers["tracestate"]), seconds });
     if (service.accessLog) telemetry.log.info(accessFields(call, req, seconds), "call");
     else if (telemetry.log.isLevelEnabled("debug")) telemetry.log.debug(accessFields(call, req, seconds), "call");
   }

@@ -43,7 +43,7 @@ const rooms: Readonly<Record<string, Room>> = {
   optimizers: { rooms: ["math"], packages: [] },
   schedules: { rooms: ["math", "errors"], packages: [] },
   math: { rooms: [], packages: [] },
-  telemetry: { rooms: [], packages: ["pino", "prom-client"] },
+  telemetry: { rooms: [], packages: ["@opentelemetry", "pino", "prom-client"] },
   errors: { rooms: [], packages: ["fastest-levenshtein"] },
   generated: { rooms: [], packages: [] },
 };

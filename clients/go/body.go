@@ -85,34 +85,44 @@ func encode(fields []field) (blob, error) {
 		}
 		return nil
 	}
-	for _, field := range fields {
-		small = msgp.AppendString(small, field.key)
-		var err error
-		switch value := field.value.(type) {
-		case blob:
-			err = addBlob(field.key, value)
-		case []wireUpdate:
-			small = msgp.AppendArrayHeader(small, uint32(len(value)))
-			for i, update := range value {
-				small = msgp.AppendMapHeader(small, 2)
-				small = msgp.AppendFloat64(msgp.AppendString(small, "weight"), update.weight)
-				small = msgp.AppendString(small, "tensors")
-				if err = addBlob(fmt.Sprintf("Updates[%d]", i), update.tensors); err != nil {
-					break
+	var addFields func(fields []field) error
+	addFields = func(fields []field) error {
+		for _, member := range fields {
+			small = msgp.AppendString(small, member.key)
+			var err error
+			switch value := member.value.(type) {
+			case blob:
+				err = addBlob(member.key, value)
+			case []field:
+				small = msgp.AppendMapHeader(small, uint32(len(value)))
+				err = addFields(value)
+			case []wireUpdate:
+				small = msgp.AppendArrayHeader(small, uint32(len(value)))
+				for i, update := range value {
+					small = msgp.AppendMapHeader(small, 2)
+					small = msgp.AppendFloat64(msgp.AppendString(small, "weight"), update.weight)
+					small = msgp.AppendString(small, "tensors")
+					if err = addBlob(fmt.Sprintf("Updates[%d]", i), update.tensors); err != nil {
+						break
+					}
+				}
+			case place:
+				small, err = msgp.AppendIntf(small, value.wire())
+			case handle:
+				small, err = msgp.AppendIntf(small, map[string]any{"handle": string(value)})
+			default:
+				if small, err = msgp.AppendIntf(small, value); err != nil {
+					err = fmt.Errorf("stepd: %s: %w", member.key, err)
 				}
 			}
-		case place:
-			small, err = msgp.AppendIntf(small, value.wire())
-		case handle:
-			small, err = msgp.AppendIntf(small, map[string]any{"handle": string(value)})
-		default:
-			if small, err = msgp.AppendIntf(small, value); err != nil {
-				err = fmt.Errorf("stepd: %s: %w", field.key, err)
+			if err != nil {
+				return err
 			}
 		}
-		if err != nil {
-			return blob{}, err
-		}
+		return nil
+	}
+	if err := addFields(fields); err != nil {
+		return blob{}, err
 	}
 	if len(small) > 0 {
 		add(small)

@@ -146,6 +146,9 @@ func slicing(request StepRequest) bool {
 
 // splits returns whether to send a step in parts.
 func (c *Client) splits(request StepRequest) bool {
+	if request.Reduce != nil {
+		return false
+	}
 	if request.Cached != nil && request.Cached.shards != nil {
 		return !slices.ContainsFunc(request.Cached.shards, func(one cachedShard) bool { return one.client != c })
 	}

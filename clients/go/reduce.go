@@ -92,19 +92,10 @@ func (c *Client) Reduce(ctx context.Context, request ReduceRequest) (*Reduced, e
 }
 
 func (c *Client) reduce(ctx context.Context, request ReduceRequest, retries int) (*Reduced, error) {
-	isMean := request.Method.Name == "" || request.Method.Name == Mean
-	updates := make([]wireUpdate, len(request.Updates))
-	for i, update := range request.Updates {
-		file, err := fileParts(nil, update.Tensors)
-		if err != nil {
-			return nil, fmt.Errorf("Updates[%d]: %w", i, err)
-		}
-		updates[i] = wireUpdate{file, update.Weight}
-		if !isMean && update.Weight == 0 {
-			updates[i].weight = 1
-		}
+	fields, err := request.reduction()
+	if err != nil {
+		return nil, err
 	}
-	fields := []field{{"updates", updates}}
 	if request.Params != nil {
 		params, err := fileParts(nil, request.Params)
 		if err != nil {
@@ -112,36 +103,8 @@ func (c *Client) reduce(ctx context.Context, request ReduceRequest, retries int)
 		}
 		fields = append(fields, field{"params", params})
 	}
-	if request.Form != "" {
-		fields = append(fields, field{"form", string(request.Form)})
-	}
-	if request.Method != (ReduceMethod{}) {
-		method := map[string]any{"name": request.Method.Name}
-		if request.Method.Name == "" {
-			method["name"] = Mean
-		}
-		if request.Method.Divisor != 0 {
-			method["divisor"] = request.Method.Divisor
-		}
-		if request.Method.Name == TrimmedMean || request.Method.Cut != 0 {
-			method["cut"] = request.Method.Cut
-		}
-		fields = append(fields, field{"method", method})
-	}
-	if request.Accumulator != nil {
-		fields = append(fields, field{"accumulator", blob{parts: [][]byte{request.Accumulator}, size: int64(len(request.Accumulator))}})
-	}
 	if request.Unfinished {
 		fields = append(fields, field{"finish", false})
-	}
-	switch {
-	case request.DropNonFinite:
-		fields = append(fields, field{"non_finite", "drop"})
-	case request.PropagateNonFinite:
-		fields = append(fields, field{"non_finite", "propagate"})
-	}
-	if request.Renormalize {
-		fields = append(fields, field{"missing", "renormalize"})
 	}
 	p, err := c.pack(ctx, fields, results{})
 	if err != nil {
@@ -153,6 +116,83 @@ func (c *Client) reduce(ctx context.Context, request ReduceRequest, retries int)
 		return nil, err
 	}
 	return reply.reduced(request)
+}
+
+// reduction returns the fields of a reduction without its parameters, as in a step.
+func (r ReduceRequest) reduction() ([]field, error) {
+	isMean := r.Method.Name == "" || r.Method.Name == Mean
+	updates := make([]wireUpdate, len(r.Updates))
+	for i, update := range r.Updates {
+		file, err := fileParts(nil, update.Tensors)
+		if err != nil {
+			return nil, fmt.Errorf("Updates[%d]: %w", i, err)
+		}
+		updates[i] = wireUpdate{file, update.Weight}
+		if !isMean && update.Weight == 0 {
+			updates[i].weight = 1
+		}
+	}
+	fields := []field{{"updates", updates}}
+	if r.Form != "" {
+		fields = append(fields, field{"form", string(r.Form)})
+	}
+	if r.Method != (ReduceMethod{}) {
+		method := map[string]any{"name": r.Method.Name}
+		if r.Method.Name == "" {
+			method["name"] = Mean
+		}
+		if r.Method.Divisor != 0 {
+			method["divisor"] = r.Method.Divisor
+		}
+		if r.Method.Name == TrimmedMean || r.Method.Cut != 0 {
+			method["cut"] = r.Method.Cut
+		}
+		fields = append(fields, field{"method", method})
+	}
+	if r.Accumulator != nil {
+		fields = append(fields, field{"accumulator", blob{parts: [][]byte{r.Accumulator}, size: int64(len(r.Accumulator))}})
+	}
+	switch {
+	case r.DropNonFinite:
+		fields = append(fields, field{"non_finite", "drop"})
+	case r.PropagateNonFinite:
+		fields = append(fields, field{"non_finite", "propagate"})
+	}
+	if r.Renormalize {
+		fields = append(fields, field{"missing", "renormalize"})
+	}
+	return fields, nil
+}
+
+// stepReduction returns the fields of a step's reduction.
+func (r StepRequest) stepReduction() ([]field, error) {
+	if r.Grads != nil || r.Reduce.Params != nil || r.Reduce.Unfinished {
+		return nil, fmt.Errorf("%w: Reduce makes the gradients of a step: expected no Grads, no Reduce.Params and no Reduce.Unfinished", ErrBadTensor)
+	}
+	return r.Reduce.reduction()
+}
+
+// stepByUpdates reduces the updates over several calls, then steps by the pseudo-gradient.
+func (s *Sharded) stepByUpdates(ctx context.Context, request StepRequest) (*StepResult, error) {
+	if _, err := request.stepReduction(); err != nil {
+		return nil, err
+	}
+	reduction := *request.Reduce
+	reduction.Params = request.Params
+	reduced, err := s.Reduce(ctx, reduction)
+	if err != nil {
+		return nil, err
+	}
+	request.Reduce, request.Grads = nil, reduced.Grads
+	result, err := s.Step(ctx, request)
+	if err != nil {
+		return nil, err
+	}
+	result.Reduced = &Reduced{Count: reduced.Count, Weight: reduced.Weight, Dropped: reduced.Dropped, Skipped: reduced.Skipped}
+	if reduced.Skipped {
+		result.Skipped, result.Warnings = true, nil
+	}
+	return result, nil
 }
 
 func (r stepReply) reduced(request ReduceRequest) (*Reduced, error) {

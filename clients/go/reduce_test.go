@@ -13,6 +13,7 @@ import (
 type reducer interface {
 	Reduce(context.Context, ReduceRequest) (*Reduced, error)
 	Distances(context.Context, []Update, [][]float64) ([][]float64, error)
+	Step(context.Context, StepRequest) (*StepResult, error)
 }
 
 // bothReducers returns a Client, and a Sharded that splits the tensors of these tests into several calls.
@@ -170,6 +171,41 @@ func TestDistancesHaveTheBitsOfOneCall(t *testing.T) {
 	for i, row := range matrices[0] {
 		if !slices.Equal(row, matrices[1][i]) {
 			t.Fatalf("%v is not %v", row, matrices[1][i])
+		}
+	}
+}
+
+func TestStepWithReduceHasTheBitsOfAStepWithItsGradients(t *testing.T) {
+	params := update(9, 0).Tensors
+	for name, client := range bothReducers(t) {
+		step := func(request StepRequest) *StepResult {
+			request.Optimizer, request.Params, request.Clip = Optimizer{"name": "adamw", "lr": 0.01}, params, &Clip{MaxNorm: 0.5}
+			return must[*StepResult](t)(client.Step(testContext(t), request))
+		}
+		reduced := must[*Reduced](t)(client.Reduce(testContext(t), ReduceRequest{Params: params, Updates: weighted}))
+		expected := step(StepRequest{Grads: reduced.Grads})
+		found := step(StepRequest{Reduce: &ReduceRequest{Updates: weighted}})
+		requireSame(t, found.Params, expected.Params)
+		if !bytes.Equal(found.State.Bytes(), expected.State.Bytes()) || expected.Reduced != nil {
+			t.Fatalf("%s: the states differ", name)
+		}
+		if report := found.Reduced; report.Count != 4 || report.Weight != 16.5 || report.Skipped || len(report.Dropped) > 0 {
+			t.Fatalf("%s: %+v", name, report)
+		}
+		none := step(StepRequest{State: found.State, Reduce: &ReduceRequest{}})
+		requireSame(t, none.Params, params)
+		if !none.Skipped || !none.Reduced.Skipped || none.Warnings != nil || !bytes.Equal(none.State.Bytes(), found.State.Bytes()) {
+			t.Fatalf("%s: %+v", name, none)
+		}
+		for _, wrong := range []StepRequest{
+			{Grads: reduced.Grads, Reduce: &ReduceRequest{}},
+			{Reduce: &ReduceRequest{Params: params}},
+			{Reduce: &ReduceRequest{Unfinished: true}},
+		} {
+			wrong.Optimizer, wrong.Params = Optimizer{"name": "sgd"}, params
+			if _, err := client.Step(testContext(t), wrong); !errors.Is(err, ErrBadTensor) {
+				t.Fatalf("%s: %v", name, err)
+			}
 		}
 	}
 }

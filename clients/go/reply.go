@@ -54,6 +54,8 @@ type stepReply struct {
 	weight             float64
 	dropped            []int
 	distances          [][]float64
+	// reduction is nil unless updates made the gradients of a step.
+	reduction *Reduced
 	// members are the keys that the reply contained.
 	members map[string]bool
 }
@@ -103,6 +105,8 @@ func decodeStep(from io.Reader, length, sent int64, buffer *scratch) (stepReply,
 			reply.weight, err = d.number()
 		case "dropped":
 			reply.dropped, err = d.indexes()
+		case "reduce":
+			reply.reduction, err = d.reduction()
 		case "distances":
 			reply.distances, err = d.matrix()
 		default:
@@ -140,7 +144,7 @@ func (r stepReply) result(form Reply) (*StepResult, error) {
 			return nil, badReply("no %s", member)
 		}
 	}
-	result := &StepResult{Step: r.step, LR: r.lr, Skipped: r.skipped, Stats: r.stats, Warnings: r.warnings}
+	result := &StepResult{Step: r.step, LR: r.lr, Skipped: r.skipped, Stats: r.stats, Warnings: r.warnings, Reduced: r.reduction}
 	if r.receipt != nil {
 		text, err := json.Marshal(r.receipt)
 		if err != nil {
@@ -367,6 +371,27 @@ func (d *decoder) indexes() ([]int, error) {
 		indexes = append(indexes, int(index))
 	}
 	return indexes, nil
+}
+
+// reduction reads the report of a step's reduction.
+func (d *decoder) reduction() (*Reduced, error) {
+	reduced := &Reduced{}
+	_, err := d.object(func(key string) (err error) {
+		switch key {
+		case "count":
+			reduced.Count, err = d.whole()
+		case "weight":
+			reduced.Weight, err = d.number()
+		case "dropped":
+			reduced.Dropped, err = d.indexes()
+		case "skipped":
+			reduced.Skipped, err = d.ReadBool()
+		default:
+			err = d.Skip()
+		}
+		return err
+	})
+	return reduced, err
 }
 
 func (d *decoder) matrix() ([][]float64, error) {

@@ -122,6 +122,9 @@ func (s *Sharded) Step(ctx context.Context, request StepRequest) (*StepResult, e
 	if len(s.Clients) == 0 {
 		return nil, errNoClients
 	}
+	if request.Reduce != nil {
+		return s.stepByUpdates(ctx, request)
+	}
 	for _, client := range s.Clients {
 		if err := client.check(ctx); err != nil {
 			return nil, err

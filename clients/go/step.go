@@ -48,6 +48,9 @@ type StepRequest struct {
 	Params Tensors
 	// Grads have the names and shapes of parameters. A gradient's dtype may differ from its parameter's.
 	Grads Tensors
+	// Reduce makes the gradients of updates, in place of Grads. Its Params and Unfinished stay unset: the updates started from the
+	// Params of the step. The step has the bits of a step with the Grads of Reduce.
+	Reduce *ReduceRequest
 	// State is the State of the last result; nil at the first step.
 	State *State
 	// Slices names tensors of this call that are flat slices of larger tensors. Each value is the index of the slice's first element
@@ -166,6 +169,8 @@ type StepResult struct {
 	Stats *Stats
 	// Warnings are sentences about this step.
 	Warnings []string
+	// Reduced says what StepRequest.Reduce combined, without Grads. It is nil without Reduce.
+	Reduced *Reduced
 	// Receipts are the receipts of the step's calls, in JSON, for a Ledger. It is nil without StepRequest.Receipt.
 	Receipts []json.RawMessage
 }
@@ -403,9 +408,16 @@ func (r StepRequest) fields() ([]field, error) {
 		}
 		fields = append(fields, field{"params", params})
 	}
-	if named.Grads != "" {
+	switch {
+	case r.Reduce != nil:
+		reduction, err := r.stepReduction()
+		if err != nil {
+			return nil, err
+		}
+		fields = append(fields, field{"reduce", reduction})
+	case named.Grads != "":
 		fields = append(fields, field{"grads", handle(named.Grads)})
-	} else {
+	default:
 		fields = append(fields, field{"grads", grads})
 	}
 	switch {

@@ -34,6 +34,15 @@ export interface CachedStepInput extends Omit<StepInput, "params" | "cached"> {
   readonly cached: StepCached;
 }
 
+/** The updates of a step, with the options of their reduction. The step's parameters are those that the updates started from. */
+export type Reduction = Omit<ReduceInput, "params" | "finish">;
+
+/** A step by the pseudo-gradient of several updates. It has the bits of a step with the `grads` of `reduce`. */
+export interface ReducedStepInput extends Omit<StepInput, "grads"> {
+  readonly grads?: undefined;
+  readonly reduce: Reduction;
+}
+
 /** Handles of blobs on the server, also of gradients from norms. A result that came in several calls has one entry per call. */
 export type StepCached = (Cached & Pick<NonNullable<NormsResult["cached"]>, "grads">) | readonly CachedShard[];
 

@@ -70,9 +70,10 @@ export const requireSettings = (settings: object): void => {
 /** Checks all arguments of a step. */
 export const requireStep = (input: unknown): void => {
   requireObject("step", input, "an object with optimizer, params, grads and state");
-  const { params, grads, state, cached: _, ...settings } = input as Record<string, unknown>;
+  const { params, grads, reduce, state, cached: _, ...settings } = input as Record<string, unknown>;
   requireSettings(settings);
   if (params !== undefined) requireTensors("params", params);
-  requireTensors("grads", grads);
+  if (reduce === undefined) requireTensors("grads", grads);
+  else if (grads !== undefined) throw new TypeError(`grads: expected none beside reduce, found ${describeValue(grads)}`);
   if (state !== undefined && state !== null) requireState(state);
 };

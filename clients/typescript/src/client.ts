@@ -1,6 +1,6 @@
 /** Client of one stepd server: MessagePack over `fetch`, in Node and in browsers. */
 import { type BodyBlob, bytesIn, CallBlobs, sizeOf } from "./blobs.ts";
-import type { CachedStepInput, NormsInput, StepInput, StepResult, StepSettings } from "./calls.ts";
+import type { CachedStepInput, NormsInput, ReducedStepInput, Reduction, StepInput, StepResult, StepSettings } from "./calls.ts";
 import { describeValue, isObject, requireName, requireObject, requireOptions, requireSettings, requireState, requireStep, requireTensors } from "./checks.ts";
 import { StepdError } from "./errors.ts";
 import { isShards, isSplit, type PartedInput, Splitter, withoutState } from "./parts.ts";
@@ -113,10 +113,12 @@ export class Client {
 
   /**
    * Runs one optimizer step. Throws StepdError or TransportError, and then changes nothing. The error code BLOB_MISSING means
-   * that the server has dropped a blob that `cached` names and that the caller did not pass.
+   * that the server has dropped a blob that `cached` names and that the caller did not pass. `reduce` in place of `grads` steps by
+   * the pseudo-gradient of updates.
    */
-  async step(input: StepInput | CachedStepInput, options?: CallOptions): Promise<StepResult> {
+  async step(input: StepInput | CachedStepInput | ReducedStepInput, options?: CallOptions): Promise<StepResult> {
     requireStep(input);
+    if ("reduce" in input && input.reduce !== undefined) return this.#step(input, options);
     if (isShards(input.cached) || (this.#connections > 1 && !this.#folder)) {
       requireCallOptions(options ?? {});
       if (isSplit(input, this.url)) return this.#parts.step(input as PartedInput, options ?? {});
@@ -125,17 +127,19 @@ export class Client {
   }
 
   /** Runs a step as one call. */
-  async #step(input: StepInput | CachedStepInput, options?: CallOptions): Promise<StepResult> {
-    const { params, grads, state, cached, clip, reply = {}, ...settings } = input;
+  async #step(input: StepInput | CachedStepInput | ReducedStepInput, options?: CallOptions): Promise<StepResult> {
+    const { params, grads, reduce, state, cached, clip, reply = {}, ...settings } = { reduce: undefined, ...input };
+    if (reduce !== undefined) requireReduce(reduce);
     if (cached !== undefined && typeof cached !== "object") throw new TypeError(`cached: expected that of a result, found ${describeValue(cached)}`);
     if (isShards(cached)) throw new TypeError("cached: expected that of a Client's result, found a ShardedClient's, which names parts of the tensors");
     const { params: cachedParams, state: cachedState, grads: cachedGrads } = cached ?? {};
     if (!params && !cachedParams) throw new TypeError("params: expected tensors, or cached with the name of some; found neither");
-    const files = { params: params && fileParts(params), grads: fileParts(grads) };
-    return this.#withBlobs([files.params, files.grads], state, async (blobs) => {
+    const files = { params: params && fileParts(params), grads: grads && fileParts(grads), updates: reduce?.updates.map(({ tensors }) => fileParts(tensors)) };
+    return this.#withBlobs([files.params, files.grads, ...(files.updates ?? [])], state, async (blobs) => {
+      const reduction = reduce && files.updates && reductionOnWire(reduce, files.updates, blobs);
       const values = {
         params: () => files.params && blobs.put(files.params),
-        grads: () => blobs.put(files.grads),
+        grads: () => files.grads && blobs.put(files.grads),
         state: () => (state ? blobs.putState(state) : undefined),
       };
       const sources = { params: cachedParams ?? values.params(), grads: cachedGrads ?? values.grads(), state: cachedState ?? values.state() ?? null };
@@ -156,6 +160,7 @@ export class Client {
           ...settings,
           ...(clip && { clip: clipOnWire(clip) }),
           ...sources,
+          reduce: reduction,
           reply: input.reply || hasPlaces ? { ...reply, into: hasPlaces ? into : undefined } : undefined,
         };
         try {
@@ -217,16 +222,11 @@ export class Client {
   /** Combines the updates of several workers into one pseudo-gradient, for a step. */
   async reduce(input: ReduceInput, options?: CallOptions): Promise<ReduceResult> {
     requireReduce(input);
-    const { updates, params, accumulator, ...settings } = input;
-    const files = updates.map(({ tensors }) => fileParts(tensors));
+    const { params, ...reduction } = input;
+    const files = input.updates.map(({ tensors }) => fileParts(tensors));
     const paramFile = params && fileParts(params);
-    return this.#withBlobs([...files, paramFile], accumulator, (blobs) => {
-      const body = {
-        ...settings,
-        updates: files.map((file, index) => ({ tensors: blobs.put(file), weight: updates[index]?.weight })),
-        params: paramFile && blobs.put(paramFile),
-        accumulator: accumulator && blobs.put([accumulator as Uint8Array<ArrayBuffer>]),
-      };
+    return this.#withBlobs([...files, paramFile], input.accumulator, (blobs) => {
+      const body = { ...reductionOnWire(reduction, files, blobs), params: paramFile && blobs.put(paramFile) };
       return this.#transport.call("/v1/reduce", body, (reply) => reduceResultOf(reply, params), options, blobs.lost);
     });
   }
@@ -320,6 +320,13 @@ export class Client {
     return this.#withBlobs([], state, (blobs) => this.#transport.call(path, { ...settings, state: blobs.putState(state) }, read, options, blobs.lost));
   }
 }
+
+/** Returns a reduction's fields on the wire. `files` are those of its updates. */
+const reductionOnWire = ({ updates, accumulator, ...settings }: Reduction, files: readonly ReturnType<typeof fileParts>[], blobs: CallBlobs) => ({
+  ...settings,
+  updates: files.map((file, index) => ({ tensors: blobs.put(file), weight: updates[index]?.weight })),
+  accumulator: accumulator && blobs.put([accumulator as Uint8Array<ArrayBuffer>]),
+});
 
 /** Encodes an infinite or NaN norm as a string. The schema allows no such number, even in MessagePack. */
 const clipOnWire = (clip: NonNullable<StepSettings["clip"]>): typeof clip =>

@@ -1,5 +1,6 @@
 /** Splits a step or a reduction over several calls, connections and replicas. The result has the same bits as one call. */
 
+import type { ReducedStepInput } from "./calls.ts";
 import { describeValue, requireOptions, requireStep } from "./checks.ts";
 import { Client, roundTripOf } from "./client.ts";
 import { LARGEST_PART_BYTES, type PartedInput, type PartedResult, Splitter } from "./parts.ts";
@@ -40,6 +41,9 @@ const SHARDED_OPTIONS = { ...CLIENT_OPTIONS, requestBytes: true } as const satis
  */
 export type ShardedInput = PartedInput;
 
+/** A sharded step by the pseudo-gradient of several updates. */
+export type ShardedReducedInput = Omit<ShardedInput, "grads"> & Pick<ReducedStepInput, "grads" | "reduce">;
+
 export type ShardedResult = PartedResult;
 
 const DEFAULT_CONNECTIONS = 4;
@@ -77,12 +81,17 @@ export class ShardedClient {
 
   /**
    * Runs one step. Exact clipping by norm takes a round of `norms` calls first. Throws as Client.step does, and then changes
-   * nothing.
+   * nothing. `reduce` in place of `grads` takes a round of `reduce` calls first.
    */
-  async step(input: ShardedInput, options: CallOptions = {}): Promise<ShardedResult> {
+  async step(input: ShardedInput | ShardedReducedInput, options: CallOptions = {}): Promise<ShardedResult> {
     requireStep(input);
     requireCallOptions(options);
-    return this.#parts.step(input, options);
+    if (!("reduce" in input) || input.reduce === undefined) return this.#parts.step(input as ShardedInput, options);
+    const { reduce, ...settings } = input;
+    const { grads, count, weight, dropped, skipped } = await this.reduce({ ...reduce, params: settings.params }, options);
+    const result = await this.#parts.step({ ...settings, grads }, options);
+    // A spread would read the state, which throws if the reply has none.
+    return Object.assign(result, { reduce: { count, weight, dropped, skipped } }, skipped && { skipped, warnings: undefined });
   }
 
   /**

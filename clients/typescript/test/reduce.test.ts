@@ -30,7 +30,7 @@ const sameGrads = (found: ReduceResult, expected: ReduceResult): void => {
 };
 
 let service: TestService;
-const clients: { [name: string]: Pick<Client, "reduce" | "distances"> } = {};
+const clients: { [name: string]: Client | ShardedClient } = {};
 before(async () => {
   service = await TestService.start();
   clients["Client"] = new Client(service.url);
@@ -91,6 +91,23 @@ for (const name of ["Client", "ShardedClient"]) {
       }
       assert.deepEqual(found, await clients["Client"]?.distances({ updates }));
       await assert.rejects(clients[name]?.distances({ updates, distances: 3 } as never) as Promise<unknown>, /distances: expected an earlier result, found 3/);
+    });
+
+    test("a step with reduce has the bits of a step with the pseudo-gradient", async () => {
+      const client = clients[name] as Client;
+      const settings = { optimizer: { name: "adamw", lr: 0.01 }, params, clip: { max_norm: 0.5 } } as const;
+      const { grads, ...report } = await reduce({ params, updates });
+      const expected = await client.step({ ...settings, grads });
+      const found = await client.step({ ...settings, reduce: { updates } });
+      assert.deepEqual(found.params, expected.params);
+      assert.deepEqual(found.state.bytes, expected.state.bytes);
+      assert.deepEqual(found.reduce, report);
+      const none = await client.step({ ...settings, state: found.state, reduce: { updates: [] } });
+      assert.deepEqual([none.skipped, none.reduce?.skipped, none.warnings], [true, true, undefined]);
+      assert.deepEqual(none.params, params);
+      assert.deepEqual(none.state.bytes, found.state.bytes);
+      await assert.rejects(client.step({ ...settings, grads, reduce: { updates } } as never), /grads: expected none beside reduce, found/);
+      await assert.rejects(client.step({ ...settings, reduce: { updates: 3 } } as never), /updates: expected a list/);
     });
 
     test("no update skips", async () => {

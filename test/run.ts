@@ -17,6 +17,7 @@ const SEPARATE: readonly string[] = ["test/container", "test/interop", "test/ove
 export const TOOLS: Readonly<Record<string, string>> = {
   "test/cli/bench.test.ts": "OpenSSL",
   "test/cli/package.test.ts": "npm and other versions of Node",
+  "test/cli/serve.test.ts": "OpenSSL",
   "test/deploy": "HAProxy, Helm, Go, Python and systemd",
   "test/examples": "Python, Go and Chromium",
   "test/hostile/floods.test.ts": "minutes",

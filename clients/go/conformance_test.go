@@ -578,32 +578,45 @@ func (w wireUpdates) updates(t *testing.T) []Update {
 	return updates
 }
 
-func conformReduce(t *testing.T, client reducer, params []byte) (map[string]any, error) {
-	var wire struct {
-		Params  wireTensors `json:"params"`
-		Updates wireUpdates `json:"updates"`
-		Form    Form        `json:"form"`
-		Method  struct {
-			Name    string  `json:"name"`
-			Divisor float64 `json:"divisor"`
-			Cut     int     `json:"cut"`
-		} `json:"method"`
-		Accumulator []byte `json:"accumulator"`
-		Finish      *bool  `json:"finish"`
-		NonFinite   string `json:"non_finite"`
-		Missing     string `json:"missing"`
+type wireReduction struct {
+	Params  wireTensors `json:"params"`
+	Updates wireUpdates `json:"updates"`
+	Form    Form        `json:"form"`
+	Method  struct {
+		Name    string  `json:"name"`
+		Divisor float64 `json:"divisor"`
+		Cut     int     `json:"cut"`
+	} `json:"method"`
+	Accumulator []byte `json:"accumulator"`
+	Finish      *bool  `json:"finish"`
+	NonFinite   string `json:"non_finite"`
+	Missing     string `json:"missing"`
+}
+
+func (w wireReduction) request(t *testing.T) ReduceRequest {
+	t.Helper()
+	return ReduceRequest{
+		Params: w.Params.tensors(t), Updates: w.Updates.updates(t), Form: w.Form, Method: ReduceMethod(w.Method), Accumulator: w.Accumulator,
+		Unfinished:    w.Finish != nil && !*w.Finish,
+		DropNonFinite: w.NonFinite == "drop", PropagateNonFinite: w.NonFinite == "propagate", Renormalize: w.Missing == "renormalize",
 	}
+}
+
+// reductionReport returns the members of a reduction that have no tensors.
+func reductionReport(reduced *Reduced) map[string]any {
+	return map[string]any{"count": reduced.Count, "weight": reduced.Weight, "dropped": append([]int{}, reduced.Dropped...), "skipped": reduced.Skipped}
+}
+
+func conformReduce(t *testing.T, client reducer, params []byte) (map[string]any, error) {
+	var wire wireReduction
 	strictly(t, params, &wire)
-	unfinished := wire.Finish != nil && !*wire.Finish
-	reduced, err := client.Reduce(testContext(t), ReduceRequest{
-		Params: wire.Params.tensors(t), Updates: wire.Updates.updates(t), Form: wire.Form, Method: ReduceMethod(wire.Method), Accumulator: wire.Accumulator,
-		Unfinished: unfinished, DropNonFinite: wire.NonFinite == "drop", PropagateNonFinite: wire.NonFinite == "propagate", Renormalize: wire.Missing == "renormalize",
-	})
+	request := wire.request(t)
+	reduced, err := client.Reduce(testContext(t), request)
 	if err != nil {
 		return nil, err
 	}
-	found := map[string]any{"count": reduced.Count, "weight": reduced.Weight, "dropped": append([]int{}, reduced.Dropped...), "skipped": reduced.Skipped}
-	if unfinished {
+	found := reductionReport(reduced)
+	if request.Unfinished {
 		found["accumulator"] = reduced.Accumulator
 	} else {
 		found["grads"] = reduced.Grads
@@ -642,13 +655,14 @@ func conformDistances(t *testing.T, client reducer, params []byte) (map[string]a
 
 func conformStep(t *testing.T, client stepper, params []byte) (map[string]any, error) {
 	var wire struct {
-		Optimizer Optimizer   `json:"optimizer"`
-		Groups    []Group     `json:"groups"`
-		Params    wireTensors `json:"params"`
-		Grads     wireTensors `json:"grads"`
-		State     []byte      `json:"state"`
-		Slices    wireSlices  `json:"slices"`
-		Schedule  Schedule    `json:"schedule"`
+		Optimizer Optimizer      `json:"optimizer"`
+		Groups    []Group        `json:"groups"`
+		Params    wireTensors    `json:"params"`
+		Grads     wireTensors    `json:"grads"`
+		Reduce    *wireReduction `json:"reduce"`
+		State     []byte         `json:"state"`
+		Slices    wireSlices     `json:"slices"`
+		Schedule  Schedule       `json:"schedule"`
 		Clip      *struct {
 			MaxNorm   float64    `json:"max_norm"`
 			MaxValue  float64    `json:"max_value"`
@@ -684,6 +698,10 @@ func conformStep(t *testing.T, client stepper, params []byte) (map[string]any, e
 	if wire.Cached != nil {
 		request.Cached = &Cached{Params: wire.Cached.Params, State: wire.Cached.State}
 	}
+	if wire.Reduce != nil {
+		reduction := wire.Reduce.request(t)
+		request.Reduce = &reduction
+	}
 	if wire.State != nil {
 		request.State = must[*State](t)(ReadState(wire.State))
 	}
@@ -716,6 +734,9 @@ func conformStep(t *testing.T, client stepper, params []byte) (map[string]any, e
 	}
 	if result.Warnings != nil {
 		found["warnings"] = result.Warnings
+	}
+	if result.Reduced != nil {
+		found["reduce"] = reductionReport(result.Reduced)
 	}
 	if stats := result.Stats; stats != nil {
 		wire := map[string]any{"grad_norm": onWire(stats.GradNorm), "param_norm": onWire(stats.ParamNorm), "update_norm": onWire(stats.UpdateNorm),

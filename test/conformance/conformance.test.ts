@@ -34,6 +34,7 @@ const BLOBS = ["params", "grads", "state", "accumulator", "tensors"];
 const mapBlobs = (call: Json, change: (blob: unknown) => unknown): Json =>
   Object.fromEntries(
     Object.entries(call).map(([name, value]) => {
+      if (name === "reduce") return [name, mapBlobs(value as Json, change)];
       if (name === "updates") return [name, (value as Json[]).map((update) => mapBlobs(update, change))];
       return [name, BLOBS.includes(name) ? change(value) : value];
     }),

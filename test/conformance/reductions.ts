@@ -100,6 +100,17 @@ export async function* reducing(ask: Ask): AsyncGenerator<Request> {
   yield reduce("error-accumulator-name", "sums of a tensor that is no parameter", { ...rest, params: lacking, updates: [], form: "deltas" });
   yield reduce("error-accumulator-median", "a median with the sums of an earlier call", { ...rest, form: "deltas", method: { name: "median" } });
 
+  const optimizer = { name: "adamw", lr: 0.1 };
+  const step = (file: string, about: string, reduce: object): Request => ({
+    file: `step.${file}`,
+    about,
+    method: "optimizer.step",
+    params: { optimizer, params, reduce },
+  });
+  yield step("reduce", "a step by the pseudo-gradient of updates", { updates: spoiltUpdates, non_finite: "drop" });
+  yield step("reduce-accumulator", "a step by updates and the sums of an earlier call", { ...rest, form: "deltas" });
+  yield step("reduce-nothing", "a step by no updates changes nothing", { updates: [] });
+
   for (const [file, about, call] of distances) yield measure(file, about, call);
   const { result: earlier } = await ask("optimizer.distances", { updates: spoiltUpdates.map(({ tensors }) => ({ tensors })) });
   yield measure("earlier", "distances that begin with those of other tensors", {

@@ -138,6 +138,7 @@ def stepped(result: stepd.StepResult) -> Json:
         found["state"] = text_of(result.state.to_bytes())
     found["stats"] = result.stats and dataclasses.asdict(result.stats)
     found["warnings"] = result.warnings or None
+    found["reduce"] = result.reduce and vars(result.reduce)
     kept = {} if result.cached is None else dataclasses.asdict(result.cached)
     named = {name: {"handle": handle} for name, handle in kept.items() if handle}
     found["cached"] = named or None
@@ -158,7 +159,12 @@ def step(client: Any, params: Json) -> Any:
         rest["reply"] = {k: v for k, v in rest["reply"].items() if k != "into"}
     given = rest.pop("params")
     arrays = None if given is None else arrays_of(given)
-    grads = arrays_of(rest.pop("grads"))
+    if "reduce" in rest:
+        reduce = dict(rest["reduce"])
+        if "accumulator" in reduce:
+            reduce["accumulator"] = base64.b64decode(reduce["accumulator"])
+        rest["reduce"] = {**reduce, "updates": updates_of(reduce)}
+    grads = arrays_of(rest.pop("grads")) if "grads" in rest else None
     state = state_of(rest.pop("state", None))
     return client.step(rest.pop("optimizer"), arrays, grads, state, **rest)
 

@@ -90,8 +90,10 @@ export class ShardedClient {
     const { reduce, ...settings } = input;
     const { grads, count, weight, dropped, skipped } = await this.reduce({ ...reduce, params: settings.params }, options);
     const result = await this.#parts.step({ ...settings, grads }, options);
+    // The step warns of missing gradients, but a skipped reduction has none.
+    if (skipped) Reflect.deleteProperty(result, "warnings");
     // A spread would read the state, which throws if the reply has none.
-    return Object.assign(result, { reduce: { count, weight, dropped, skipped } }, skipped && { skipped, warnings: undefined });
+    return Object.assign(result, { reduce: { count, weight, dropped, skipped } }, skipped && { skipped });
   }
 
   /**

@@ -4,7 +4,8 @@ import { type Safetensors, type TensorDescription, writeHeaderInTurns } from "..
 import { mapped, type Task } from "../codec/turns.ts";
 import { pointerEscape, StepdError } from "../errors/errors.ts";
 import type { PlanParams } from "../generated/wire.gen.ts";
-import { compile, type StepTarget } from "./layout.ts";
+import { SHARD_ELEMENTS } from "../pool/pool.ts";
+import { compile, needsWhole, type StepTarget } from "./layout.ts";
 import { match } from "./match.ts";
 import { codesOf, SCALAR_BYTES, scalarSlotsOf, scaleCount } from "./state.ts";
 import { requireCountable, withOffsets } from "./tensors.ts";
@@ -32,7 +33,7 @@ export interface Estimate {
   readonly fits: boolean;
   /** The suggested number of calls. It is 0 if one tensor alone does not fit. */
   readonly requests: number;
-  /** The names of tensors that do not fit into this server's arena even alone. */
+  /** The names of tensors that do not fit into this server's arena even alone, and that their optimizer needs whole. */
   readonly too_large: readonly string[];
 }
 
@@ -56,7 +57,16 @@ export function* estimate({ tensors, grad_dtype: gradDtype, ...options }: PlanPa
   const bytesIn = total("param") + total("grad") + paramHeader + (grads.header?.length ?? 0) + stateBytes;
   const arena = bytesIn + layout.workBytes + OVERHEAD_BYTES + OVERHEAD_BYTES_PER_TENSOR * costs.length;
   if (arena > Number.MAX_SAFE_INTEGER) throw StepdError.mismatch("INVALID_PARAMS", "/tensors", "at most 2^53 - 1 bytes in one step", `${arena}`);
-  const tooLarge = layout.targets.filter((_, index) => arenaOf(costs[index] as Cost) + OVERHEAD_BYTES > capacity).map(({ name }) => name);
+  const isLarge = (cost: Cost): boolean => arenaOf(cost) + OVERHEAD_BYTES > capacity;
+  const tooLarge = layout.targets
+    .filter(({ recipe: { optimizer, values } }, index) => isLarge(costs[index] as Cost) && needsWhole(optimizer, values))
+    .map(({ name }) => name);
+  const pieces = layout.targets.map(({ elements }, index): Pieces => {
+    const bytes = arenaOf(costs[index] as Cost);
+    if (!isLarge(costs[index] as Cost)) return { count: 1, bytes };
+    const count = Math.ceil(elements / SHARD_ELEMENTS);
+    return { count, bytes: Math.ceil(bytes / count) + OVERHEAD_BYTES_PER_TENSOR };
+  });
   return {
     parameters: layout.targets.reduce((sum, { elements }) => sum + elements, 0),
     bytes_in: bytesIn,
@@ -65,7 +75,7 @@ export function* estimate({ tensors, grad_dtype: gradDtype, ...options }: PlanPa
     arena_bytes: arena,
     matrix_flops: layout.targets.reduce((sum, { recipe: { optimizer, values, shape } }) => sum + (optimizer.matrices?.flops(values, shape) ?? 0), 0),
     fits: arena <= capacity,
-    requests: tooLarge.length > 0 ? 0 : requestsFor(costs, Math.min(capacity / CALLS_PER_ARENA, MAX_CALL_BYTES)),
+    requests: tooLarge.length > 0 ? 0 : requestsFor(pieces, Math.min(capacity / CALLS_PER_ARENA, MAX_CALL_BYTES)),
     too_large: tooLarge,
   };
 }
@@ -103,18 +113,26 @@ const slotBytes = (slot: string, dtype: string, elements: number): number =>
 
 const arenaOf = ({ param, grad, state, wideGrad, buffers }: Cost): number => param + grad + state + wideGrad + buffers + OVERHEAD_BYTES_PER_TENSOR;
 
-/** Packs tensors in name order into calls of at most `limit` bytes, and counts the calls. A larger tensor gets its own call. */
-const requestsFor = (costs: readonly Cost[], limit: number): number => {
+/** A tensor, or the shards of one that goes in slices. */
+interface Pieces {
+  readonly count: number;
+  /** The bytes of one piece in the arena. */
+  readonly bytes: number;
+}
+
+/** Packs pieces in name order into calls of at most `limit` bytes, and counts the calls. A larger piece gets its own call. */
+const requestsFor = (pieces: readonly Pieces[], limit: number): number => {
   let requests = 0;
   let room = 0;
-  for (const cost of costs) {
-    const arena = arenaOf(cost);
-    if (arena <= room) {
-      room -= arena;
-      continue;
-    }
-    requests++;
-    room = limit - arena;
+  for (const { count, bytes } of pieces) {
+    const here = Math.min(count, Math.max(Math.floor(room / bytes), 0));
+    room -= here * bytes;
+    if (here === count) continue;
+    const left = count - here;
+    const perCall = Math.max(Math.floor(limit / bytes), 1);
+    const calls = Math.ceil(left / perCall);
+    requests += calls;
+    room = limit - (left - (calls - 1) * perCall) * bytes;
   }
   return requests;
 };

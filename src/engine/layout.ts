@@ -241,9 +241,14 @@ const refuseSums = ({ stats = "none" }: StepOptions, slice: string, needsNorm: b
   if (needsNorm) throw StepdError.mismatch("INVALID_PARAMS", "/clip/total_norm", `the norm over all gradients, ${reason}`, "none", [slice]);
 };
 
+/** Returns whether an optimizer with these hyperparameters needs whole tensors, so that calls cannot have slices. */
+export const needsWhole = ({ wholeTensors }: OptimizerDefinition, values: Values<Hyperparameters>): boolean =>
+  wholeTensors === true || (wholeTensors !== undefined && values[wholeTensors] === true);
+
 /** Throws INVALID_PARAMS if an optimizer needs the whole tensor. */
-const refuseSlice = ({ name, wholeTensors }: OptimizerDefinition, values: Values<Hyperparameters>, slice: string, offset: number): void => {
-  if (wholeTensors === undefined || (wholeTensors !== true && values[wholeTensors] !== true)) return;
+const refuseSlice = (optimizer: OptimizerDefinition, values: Values<Hyperparameters>, slice: string, offset: number): void => {
+  if (!needsWhole(optimizer, values)) return;
+  const { name, wholeTensors } = optimizer;
   const cause = wholeTensors === true ? name : `${name} with ${wholeTensors}`;
   throw StepdError.mismatch("INVALID_PARAMS", `/slices/${pointerEscape(slice)}`, `the whole tensor, which ${cause} needs`, `a slice from element ${offset}`, [
     slice,

@@ -3543,12 +3543,12 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "type": "boolean"
       },
       "requests": {
-        "description": "Number of calls to split the step into, so that several fit at once; 0 if one tensor alone is too large.",
+        "description": "Number of calls to split the step into, so that several fit at once; 0 if too_large names a tensor. A tensor that does not fit counts as slices, unless its optimizer needs it whole.",
         "type": "integer",
         "minimum": 0
       },
       "too_large": {
-        "description": "Tensors that are too large on their own.",
+        "description": "Tensors that are too large on their own, and that their optimizer needs whole. Calls can have slices of others.",
         "type": "array",
         "items": {
           "type": "string"

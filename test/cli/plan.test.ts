@@ -30,11 +30,15 @@ test("a file, and its shapes as options, give the plan of a server with the same
   }
 });
 
-test("plan names the tensors that do not fit", async () => {
-  const { code, stdout } = await stepd("plan", "--tensor", "large=10000x10000", "--tensor", "small=3", "--arena-mib", "100");
-  assert.equal(code, 0);
-  assert.match(stdout, /^memory: 1\.60 GB as one call, which does not fit into 105 MB$/m);
-  assert.match(stdout, /^calls: {2}none: these tensors alone are too large: large$/m);
+test("plan counts slices of a tensor that does not fit, or names it if its optimizer needs it whole", async () => {
+  const planned = async (...more: readonly string[]): Promise<string> => {
+    const { code, stdout } = await stepd("plan", "--tensor", "large=10000x10000", "--tensor", "small=3", "--arena-mib", "100", ...more);
+    assert.equal(code, 0);
+    assert.match(stdout, /^memory: 1\.60 GB as one call, which does not fit into 105 MB$/m);
+    return stdout;
+  };
+  assert.match(await planned(), /^calls: {2}128$/m);
+  assert.match(await planned("--optimizer", "lamb"), /^calls: {2}none: these tensors alone are too large: large$/m);
 });
 
 test("a file with an unsupported dtype is refused by its name", async () => {

@@ -56,10 +56,22 @@ test("plan names the tensors that do not fit, and the number of calls to make", 
   const cost = await service.call<Cost>("optimizer.plan", { optimizer: { name: "adamw" }, tensors: many });
   assert.ok(cost.fits);
   assert.equal(cost.requests, 8);
-  const large = await service.call<Cost>("optimizer.plan", { optimizer: { name: "adamw" }, tensors: { ...many, embedding: { shape: [100_000, 1024] } } });
-  assert.equal(large.fits, false);
-  assert.equal(large.requests, 0);
-  assert.deepEqual(large.too_large, ["embedding"]);
+  const tensors = { ...many, embedding: { shape: [100_000, 1024] } };
+  const whole = await service.call<Cost>("optimizer.plan", { optimizer: { name: "lamb" }, tensors });
+  assert.deepEqual([whole.fits, whole.requests, whole.too_large], [false, 0, ["embedding"]]);
+  const cautious = await service.call<Cost>("optimizer.plan", { optimizer: { name: "adamw", caution: true }, tensors });
+  assert.deepEqual([cautious.requests, cautious.too_large], [0, ["embedding"]]);
+  // AdamW can have the tensor in slices. Each call takes at most an eighth of the arena.
+  const large = await service.call<Cost>("optimizer.plan", { optimizer: { name: "adamw" }, tensors });
+  assert.deepEqual([large.fits, large.too_large], [false, []]);
+  const offset = 65_536;
+  const slices = Math.ceil((100_000 * 1024) / offset);
+  assert.ok(large.requests > 8 && large.requests <= 8 + slices, `${large.requests} calls`);
+  const slice = await service.call<Cost>("optimizer.plan", {
+    optimizer: { name: "adamw" },
+    tensors: { embedding: { shape: [offset * Math.floor(slices / (large.requests - 8))] } },
+  });
+  assert.deepEqual([slice.fits, slice.requests], [true, 1]);
 });
 
 test("shapes above the limits of numbers and files are refused", async () => {

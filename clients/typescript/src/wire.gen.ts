@@ -2247,11 +2247,11 @@ matrix_flops: number
  */
 fits: boolean
 /**
- * Number of calls to split the step into, so that several fit at once; 0 if one tensor alone is too large.
+ * Number of calls to split the step into, so that several fit at once; 0 if too_large names a tensor. A tensor that does not fit counts as slices, unless its optimizer needs it whole.
  */
 requests: number
 /**
- * Tensors that are too large on their own.
+ * Tensors that are too large on their own, and that their optimizer needs whole. Calls can have slices of others.
  */
 too_large: readonly string[]
 }

@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import net from "node:net";
+import { setTimeout as delay } from "node:timers/promises";
 import { MSGPACK, pack, TestService, unpack } from "../support/service.ts";
 import { readTensors, writeTensors } from "../support/tensors.ts";
 
@@ -98,13 +99,14 @@ export class RawClient implements Disposable {
   }
 }
 
-/** Polls a metric until `accepts` returns true for its value. Each poll is one HTTP call. */
+/** Polls a metric every 10 ms until `accepts` returns true for its value. Each poll is one HTTP call. */
 export const untilMetric = async (service: TestService, metric: string, accepts: (value: number) => boolean): Promise<void> => {
   const deadline = performance.now() + 30_000;
   for (;;) {
     const value = await service.metric(metric);
     if (accepts(value)) return;
     assert.ok(performance.now() < deadline, `${metric} is still ${value}`);
+    await delay(10);
   }
 };
 

@@ -86,6 +86,21 @@ test("promtool accepts the configuration and the rules", async () => {
   }
 });
 
+test("promtool accepts the configuration in docs/recipes/dashboards.md", async () => {
+  const [, block = ""] = /^```yaml\n(.*?)^```$/ms.exec(readFileSync(join(root, "docs/recipes/dashboards.md"), "utf8")) ?? [];
+  assert.match(block, /job_name: stepd$/m);
+  const folder = mkdtempSync(join(os.tmpdir(), "stepd-recipe-"));
+  try {
+    // The paths of the rules are relative to the root of a checkout.
+    writeFileSync(join(folder, "prometheus.yml"), block.replaceAll("deploy/", `${root}/deploy/`));
+    const { status, output } = await promtool(["check", "config", join(folder, "prometheus.yml")]);
+    assert.equal(status, 0, output);
+    assert.match(output, /SUCCESS: 1 rule files found/);
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+});
+
 test("the expected alerts exist", () => {
   assert.deepEqual(stepd.alerts, [
     "StepdDown",

@@ -53,6 +53,9 @@ func (r *ResidentRun) Step(ctx context.Context, request StepRequest) (*StepResul
 	switch {
 	case request.Params != nil || request.State != nil || request.Cached != nil:
 		return nil, errors.New("stepd: ResidentRun: expected a request without Params, State and Cached, which the run sets")
+	case request.Reduce != nil:
+		// The run would have to keep the updates as well.
+		return nil, errors.New("stepd: ResidentRun: expected a request with Grads, found one with Reduce")
 	case request.Reply.Cache || request.Reply.State != "":
 		return nil, errors.New("stepd: ResidentRun: expected a request whose Reply has Params alone")
 	}

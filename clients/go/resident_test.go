@@ -88,6 +88,7 @@ func TestInvalidResidentRun(t *testing.T) {
 		"none":             {nil, func(*StepRequest) {}, "expected a ResidentRun of NewResidentRun"},
 		"zero":             {&ResidentRun{}, func(*StepRequest) {}, "expected a ResidentRun of NewResidentRun"},
 		"parameters":       {NewResidentRun(client, model(1), nil), func(r *StepRequest) { r.Params = model(1) }, "without Params, State and Cached"},
+		"updates":          {NewResidentRun(client, model(1), nil), func(r *StepRequest) { r.Grads, r.Reduce = nil, &ReduceRequest{} }, "found one with Reduce"},
 		"a cached reply":   {NewResidentRun(client, model(1), nil), func(r *StepRequest) { r.Reply.Cache = true }, "whose Reply has Params alone"},
 		"a server without": {NewResidentRun(newClient(t, ownServer(t).url), model(1), nil), func(*StepRequest) {}, "STEPD_CACHE_MIB"},
 	} {

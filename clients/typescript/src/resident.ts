@@ -74,6 +74,8 @@ export class ResidentRun {
   /** Takes a step. After an error the run is unchanged. */
   async step(input: ResidentInput, options?: CallOptions): Promise<ResidentResult> {
     requireStep(input);
+    // A step of a run has no updates to reduce, which the run would have to keep as well.
+    requireTensors("grads", input.grads);
     for (const name of ["params", "state", "cached", "receipt"] as const)
       if ((input as Partial<StepInput>)[name] !== undefined) throw new TypeError(`${name}: expected none, because the run sets it`);
     const { reply = {} } = input;

@@ -80,6 +80,10 @@ test("wrong arguments are named", async () => {
   const input = { optimizer: { name: "adamw" }, grads: tensors(2) } as const;
   await assert.rejects(run.step(input), { code: "INVALID_PARAMS", message: /STEPD_CACHE_MIB/ });
   await assert.rejects(run.step({ ...input, params: tensors(1) } as never), { name: "TypeError", message: /^params: expected none/ });
+  await assert.rejects(run.step({ ...input, grads: undefined, reduce: { updates: [], form: "deltas" } } as never), {
+    name: "TypeError",
+    message: /^grads: expected tensors/,
+  });
   await assert.rejects(run.step({ ...input, reply: { cache: true } } as never), { name: "TypeError", message: /^reply: expected params alone/ });
   await assert.rejects(run.step({ ...input, grads: { w: { shape: [1] } } } as never), { name: "TypeError", message: /^tensor "w": expected data/ });
   assert.throws(() => new ResidentRun({} as never, { params: {} }), /^TypeError: client: expected a Client/);

@@ -16,6 +16,7 @@ export const sidebar: Item[] = [
     items: [
       page("torch", "/docs/torch.md"),
       page("JAX", "/docs/jax.md"),
+      page("Keras", "/docs/keras.md"),
       page("Python", "/clients/python/README.md"),
       page("Go", "/clients/go/README.md"),
       page("TypeScript", "/clients/typescript/README.md"),

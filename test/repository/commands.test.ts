@@ -71,6 +71,7 @@ const BLOCKS: Readonly<Record<string, readonly (readonly [begin: string, how: ty
     ["git clone", exempt("installs a service of systemd; test/deploy/systemd.test.ts checks the unit and traces the service")],
   ],
   "docs/jax.md": [["pip install", by("clients/python/tests/test_install.py")]],
+  "docs/keras.md": [["pip install", exempt("clients/python/tests/trainers/test_keras.py runs the page's code")]],
   "docs/recipes/dashboards.md": [
     ["docker compose", ENGINE],
     ["prometheus --config.file", by("test/prometheus/scrape.test.ts")],

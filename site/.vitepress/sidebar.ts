@@ -70,6 +70,7 @@ export const sidebar: Item[] = [
           page("A coordinator in Go", "/examples/go-coordinator/README.md"),
           page("LoRA with torch", "/examples/torch-finetune/README.md"),
           page("Federated averaging", "/examples/federated/README.md"),
+          page("DiLoCo", "/examples/diloco/README.md"),
           page("In a browser", "/examples/browser/README.md"),
           page("Adam's improvements", "/examples/adam-improvements/README.md"),
         ],

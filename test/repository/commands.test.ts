@@ -86,6 +86,7 @@ const BLOCKS: Readonly<Record<string, readonly (readonly [begin: string, how: ty
   "docs/torch.md": [["pip install", by("clients/python/tests/test_install.py")]],
   "examples/adam-improvements/README.md": [["examples/adam-improvements/run", by("test/examples/adam-improvements.test.ts")]],
   "examples/browser/README.md": [["examples/browser/run", by("test/examples/browser.test.ts")]],
+  "examples/diloco/README.md": [["npm ci", by("test/examples/diloco.test.ts")]],
   "examples/federated/README.md": [["npm ci", by("test/examples/federated.test.ts")]],
   "examples/go-coordinator/README.md": [["npm ci && npm start", by("test/examples/go-coordinator.test.ts")]],
   "examples/go-trainer/README.md": [

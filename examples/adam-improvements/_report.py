@@ -41,8 +41,10 @@ def run(
     description: str,
     measure: Callable[[stepd.Client, Digits, bool], Json],
     draw: Callable[[Json], Figure],
+    *,
+    folder: Path = DOCS,
 ) -> None:
-    """Measure, write the results to NAME.json, and draw NAME.png."""
+    """Measure, write the results to NAME.json in a folder, and draw NAME.png."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -52,7 +54,7 @@ def run(
         help="where stepd listens (STEPD_URL, or %(default)s)",
     )
     parser.add_argument(
-        "--out", type=Path, default=DOCS, help="folder of the results (%(default)s)"
+        "--out", type=Path, default=folder, help="folder of the results (%(default)s)"
     )
     parser.add_argument(
         "--quick", action="store_true", help="a tiny run, to see that everything works"
@@ -64,7 +66,8 @@ def run(
     arguments.out.mkdir(parents=True, exist_ok=True)
     file = arguments.out / f"{name}.json"
     if not arguments.draw:
-        with stepd.Client(arguments.url) as client:
+        shared = os.environ.get("STEPD_SHARED_DIR") or None
+        with stepd.Client(arguments.url, shared_dir=shared) as client:
             results = measure(client, load_digits(), arguments.quick)
         file.write_text(json.dumps(results) + "\n")
     matplotlib.use("Agg")

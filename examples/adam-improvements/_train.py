@@ -78,7 +78,7 @@ class Sweep:
     """One network for each pair of ``settings`` and ``seeds``, with one hidden layer.
 
     For each seed, ``train`` random images are for training and ``valid`` others for
-    validation. A share ``noise`` of the training images gets random labels.
+    validation.
     ``schedule`` applies to all settings, and multiplies the lr of each.
     """
 
@@ -93,7 +93,6 @@ class Sweep:
         train: int,
         batch: int,
         valid: int = 0,
-        noise: float = 0,
         schedule: Mapping[str, Any] | None = None,
     ) -> None:
         self.client = client
@@ -113,11 +112,6 @@ class Sweep:
         ]
         self.train = np.stack([order[:train] for order in drawn])
         self.valid = np.stack([order[train : train + valid] for order in drawn])
-        self._labels = np.repeat(digits.labels[None], len(seeds), axis=0)
-        for seed, labels, rows in zip(seeds, self._labels, self.train, strict=True):
-            noisy = rows[: round(noise * train)]
-            rng = np.random.default_rng([seed, 3])
-            labels[noisy] = rng.integers(CLASSES, size=len(noisy))
         self._shuffles = [np.random.default_rng([seed, 2]) for seed in seeds]
         self._queue = self.train[:, :0]
         self._state: stepd.State | None = None
@@ -131,8 +125,9 @@ class Sweep:
         batch.
         """
         rows = self._next_batch()
-        labels = np.take_along_axis(self._labels, rows, axis=1)
-        loss, grads = _loss_and_grads(self.params, self.digits.images[rows], labels)
+        loss, grads = _loss_and_grads(
+            self.params, self.digits.images[rows], self.digits.labels[rows]
+        )
         result = self.client.step(
             {"name": self.optimizer},
             self._tensors(self.params),

@@ -1,7 +1,7 @@
-"""Writes the tables of docs/adam-improvements.md from the results in its folder.
+"""Writes the tables of docs/adam-improvements.md and docs/narrow-moments.md.
 
-With --check the script writes nothing, and exits with 1 if the page differs. The
-argument may name another page. Its results are then in the folder of the same name.
+The results of a page are in the folder of the same name. With --check the script writes
+nothing, and exits with 1 if a page differs. Arguments name other pages.
 
 The script needs no package, so that the check runs everywhere.
 """
@@ -13,14 +13,19 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from itertools import permutations
-from math import log2
+from math import log2, log10
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 Json = dict[str, Any]
 
-PAGE = Path(__file__).parents[2] / "docs/adam-improvements.md"
+DOCS = Path(__file__).parents[2] / "docs"
+NARROW_PAGE = DOCS / "narrow-moments.md"
+PAGES = [DOCS / "adam-improvements.md", NARROW_PAGE]
+
+#: The formats of moments that narrow_moments.py compares.
+FORMATS = ("F32", "BF16", "Q8")
 
 
 def mean_and_deviation(values: Sequence[float], digits: int = 2, sign: str = "") -> str:
@@ -46,32 +51,114 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def forms_of(row: Json) -> list[tuple[str, Json, int]]:
+    """Return the forms of weight decay: a label, the results, and their shift.
+
+    Torch's form divides the decays of the paper's form by lr. So with shift 1 the same
+    decay stands one place further right at the next rate.
+    """
+    adam, adamw = row["forms"]
+    return [
+        ("Adam, L2 in the gradient", adam, 0),
+        ("AdamW, the paper's form", adamw, 0),
+        ("AdamW, torch's form", adamw, 1),
+    ]
+
+
+def best_decays(form: Json, seed: int | None = None) -> list[int]:
+    """Return the place of each rate's best decay by validation error.
+
+    The error is the mean of all seeds, or that of one.
+    """
+    return [
+        min(
+            range(len(errors)),
+            key=lambda at: fmean(errors[at]) if seed is None else errors[at][seed],
+        )
+        for errors in form["valid_error"]
+    ]
+
+
+def _slope(rates: Sequence[float], decays: Sequence[float]) -> float:
+    """Return the slope of log decay over log rate, by least squares."""
+    x, y = [log10(rate) for rate in rates], [log10(decay) for decay in decays]
+    x = [value - fmean(x) for value in x]
+    return sum(a * b for a, b in zip(x, y, strict=True)) / sum(a * a for a in x)
+
+
+def _heat_map_column(row: Json, form: Json, shift: int, seeds: int) -> list[str]:
+    rates, decays, errors = row["rates"], form["decays"], form["test_error"]
+    count, best = len(rates), best_decays(form)
+
+    def excess(columns: Sequence[int], seed: int, used: int) -> float:
+        """Return the error above that of the rate's best decay."""
+        # A decay beyond the grid counts as the nearest one of the grid.
+        column = min(max(columns[used], 0), len(decays) - 1)
+        return float(errors[used][column][seed] - errors[used][best[used]][seed])
+
+    def line(start: int) -> list[int]:
+        """Return the places of one decay at all rates, from that at the first."""
+        return [start + shift * at for at in range(count)]
+
+    def costs(start: int) -> list[float]:
+        return [
+            fmean(excess(line(start), seed, used) for used in range(count))
+            for seed in range(seeds)
+        ]
+
+    def valid(start: int) -> float:
+        places = [min(max(at, 0), len(decays) - 1) for at in line(start)]
+        return fmean(
+            fmean(by_decay[at])
+            for by_decay, at in zip(form["valid_error"], places, strict=True)
+        )
+
+    lost = [
+        fmean(
+            excess(line(best[chosen] - shift * chosen), seed, used)
+            for chosen, used in permutations(range(count), 2)
+        )
+        for seed in range(seeds)
+    ]
+    slopes = [
+        _slope(rates, [decays[at] for at in best_decays(form, seed)]) - shift
+        for seed in range(seeds)
+    ]
+    single = min(range(-shift * (count - 1), len(decays)), key=valid)
+    top = min(range(count), key=lambda at: fmean(form["valid_error"][at][best[at]]))
+    scales = [rate**shift for rate in rates]
+    return [
+        *(
+            f"{format_power(decays[at] / scale)}: {mean_and_deviation(by_decay[at])}"
+            for by_decay, at, scale in zip(errors, best, scales, strict=True)
+        ),
+        mean_and_deviation(lost),
+        mean_and_deviation(costs(single)),
+        mean_and_deviation(slopes, sign="+"),
+        f"{mean_and_deviation(errors[top][best[top]])}; loss "
+        f"{mean_and_deviation(form['test_loss'][top][best[top]], 3)}",
+    ]
+
+
 def heat_map(results: Json) -> str:
-    rates: list[float] = results["rates"]
-    columns = []
-    for form in results["forms"].values():
-        decays, errors = form["decays"], form["test_error"]
-        best = [
-            min(range(len(decays)), key=lambda at: fmean(row[at])) for row in errors
+    tables = []
+    for title, row in results["rows"].items():
+        forms = forms_of(row)
+        columns = [
+            _heat_map_column(row, form, shift, len(results["seeds"]))
+            for _, form, shift in forms
         ]
-        column = [
-            f"{format_power(decays[at])}: {mean_and_deviation(row[at])}"
-            for at, row in zip(best, errors, strict=True)
+        labels = [
+            *(f"lr {format_power(rate)}" for rate in row["rates"]),
+            "lost with another rate's best decay",
+            "lost with one decay for all rates",
+            "slope of log best decay over log lr, by seed",
+            "best setting",
         ]
-        # The loss is a mean over all pairs of learning rates. The decay chosen at the
-        # first rate of a pair is used at the second rate.
-        pairs = list(permutations(range(len(rates)), 2))
-        lost = [
-            fmean(
-                errors[used][best[chosen]][seed] - errors[used][best[used]][seed]
-                for chosen, used in pairs
-            )
-            for seed in range(len(results["seeds"]))
-        ]
-        columns.append([*column, mean_and_deviation(lost)])
-    labels = [*(format_power(rate) for rate in rates), "lost with another rate's decay"]
-    rows = [list(row) for row in zip(labels, *columns, strict=True)]
-    return table(["lr", *results["forms"]], rows)
+        rows = [list(cells) for cells in zip(labels, *columns, strict=True)]
+        head = ["", *(label for label, _, _ in forms)]
+        tables.append(f"{title}:\n\n{table(head, rows)}")
+    return "\n\n".join(tables)
 
 
 def annealing(results: Json) -> str:
@@ -158,26 +245,52 @@ def batch_size(results: Json) -> str:
     )
 
 
+def narrow_moments(results: Json) -> str:
+    rows = []
+    for problem, found in results["problems"].items():
+        for place, name in enumerate(results["optimizers"]):
+            loss, accuracy = (
+                found[key][place] for key in ("test_loss", "test_accuracy")
+            )
+            rows.append(
+                [
+                    problem,
+                    f"{name}, lr {format_power(found['rates'][place])}",
+                    *(mean_and_deviation(by_seed, 3) for by_seed in loss),
+                    *(mean_and_deviation(by_seed, 1) for by_seed in accuracy),
+                ]
+            )
+    head = [
+        "data",
+        "optimizer",
+        *(f"test loss, {form}" for form in FORMATS),
+        *(f"accuracy in %, {form}" for form in FORMATS),
+    ]
+    return table(head, rows)
+
+
 TABLES: dict[str, Callable[[Json], str]] = {
     "heat_map": heat_map,
     "annealing": annealing,
     "early_steps": early_steps,
     "batch_size": batch_size,
+    "narrow_moments": narrow_moments,
 }
 
 
 def page_text(page: Path) -> str:
-    """Return the page's text, with the tables filled from its results."""
+    """Return the page's text, with a table for each result in the page's folder."""
     text = page.read_text()
-    for name, make in TABLES.items():
-        results = json.loads((page.with_suffix("") / f"{name}.json").read_text())
+    for file in sorted(page.with_suffix("").glob("*.json")):
+        name = file.stem
         begin = f"<!-- begin {name}: DO NOT EDIT, written by page.py -->"
         end = f"<!-- end {name} -->"
         before, found, rest = text.partition(begin)
         _, closed, after = rest.partition(end)
         if not (found and closed):
             raise SystemExit(f"{page}: expected {begin} and {end}")
-        text = f"{before}{begin}\n\n{make(results)}\n\n{end}{after}"
+        made = TABLES[name](json.loads(file.read_text()))
+        text = f"{before}{begin}\n\n{made}\n\n{end}{after}"
     return text
 
 
@@ -186,16 +299,15 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--check", action="store_true", help="write nothing")
-    parser.add_argument(
-        "page", nargs="?", type=Path, default=PAGE, help="(%(default)s)"
-    )
+    parser.add_argument("pages", nargs="*", type=Path, help="(both pages)")
     arguments = parser.parse_args()
-    text = page_text(arguments.page)
-    if not arguments.check:
-        arguments.page.write_text(text)
-    elif text != arguments.page.read_text():
-        print("the page and its results disagree; run page.py", file=sys.stderr)
-        return 1
+    for page in arguments.pages or PAGES:
+        text = page_text(page)
+        if not arguments.check:
+            page.write_text(text)
+        elif text != page.read_text():
+            print(f"{page} and its results disagree; run page.py", file=sys.stderr)
+            return 1
     return 0
 
 

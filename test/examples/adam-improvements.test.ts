@@ -14,7 +14,8 @@ import { root } from "../support/tree.ts";
 
 const example = join(root, "examples/adam-improvements");
 const docs = join(root, "docs");
-const names = ["annealing", "batch_size", "early_steps", "heat_map"];
+const pages = { "adam-improvements": ["annealing", "batch_size", "early_steps", "heat_map"], "narrow-moments": ["narrow_moments"] } as const;
+const names = Object.values(pages).flat();
 const LARGEST_FIGURE = 150_000;
 
 const folder = mkdtempSync(join(tmpdir(), "stepd-adam-improvements-"));
@@ -45,7 +46,7 @@ const assertWithin = (values: readonly number[], low: number, high: number): voi
   for (const value of values) assert.ok(low <= value && value <= high, `expected ${low} to ${high}, found ${value}`);
 };
 
-const assertFigures = (from: string): void => {
+const assertFigures = (from: string, names: readonly string[]): void => {
   for (const name of names) {
     const figure = join(from, `${name}.png`);
     const bytes = readFileSync(figure);
@@ -60,12 +61,19 @@ test("every script trains on stepd, and writes results and a figure", async () =
   const { code, log } = await execute(join(example, "run"), ["--quick", "--out", folder], { STEPD_URL: service.url });
   assert.equal(code, 0, log);
   assert.deepEqual(readdirSync(folder).sort(), names.flatMap((name) => [`${name}.json`, `${name}.png`]).sort());
-  assertFigures(folder);
+  assertFigures(folder, names);
   assert.ok((await service.metric("stepd_elements_total")) > 0);
-  for (const bar of ["annealing", "batch size", "early steps", "heat map"]) assert.match(log, new RegExp(`${bar}: 100%`));
+  for (const bar of ["annealing", "batch size", "early steps", "heat map", "narrow moments"]) assert.match(log, new RegExp(`${bar}: 100%`));
 
   const heatMap = results(folder, "heat_map");
-  for (const form of Object.values<{ test_error: unknown }>(heatMap.forms)) assertWithin(numbers(form.test_error, 2, 2, 2), 5, 100);
+  for (const { forms } of Object.values<{ forms: { test_error: unknown; valid_error: unknown }[] }>(heatMap.rows)) {
+    assert.equal(forms.length, 2);
+    for (const form of forms) {
+      assertWithin(numbers(form.test_error, 2, 2, 2), 5, 100);
+      // After eight steps some networks have learned something.
+      assert.ok(Math.min(...numbers(form.valid_error, 2, 2, 2)) < 85);
+    }
+  }
 
   const annealing = results(folder, "annealing");
   for (const contender of Object.values<{ test_accuracy: [number, number][] }>(annealing.contenders)) {
@@ -91,11 +99,20 @@ test("every script trains on stepd, and writes results and a figure", async () =
     assertWithin(numbers(contender.best, 2), 0, 2);
     assert.ok(Math.max(...numbers(contender.test_accuracy, 2, 3, 2)) > 30);
   }
+
+  const narrow = results(folder, "narrow_moments");
+  for (const problem of Object.values<{ test_loss: [number[], number[], number[]][]; curve: number[][][][] }>(narrow.problems)) {
+    assertWithin(numbers(problem.test_loss, 4, 3, 2), 0, 5);
+    assert.ok(problem.curve.flat(2).every((curve) => (curve.at(-1) as number) < (curve[0] as number) || curve.length === 1));
+    for (const [wide, , codes] of problem.test_loss) {
+      for (const [seed, loss] of wide.entries()) assert.ok(Math.abs(loss / (codes[seed] as number) - 1) < 0.05);
+    }
+  }
 });
 
 test("run refuses unknown options by name", async () => {
   for (const [options, message] of [
-    [["--only", "heat"], "expected heat_map, annealing, early_steps or batch_size, found heat"],
+    [["--only", "heat"], "expected heat_map, annealing, early_steps, batch_size or narrow_moments, found heat"],
     [["--fast"], "expected --only SCRIPT, --quick or --out FOLDER, found --fast"],
     [["--quick"], "--quick: expected --out FOLDER beside it"],
   ] as const) {
@@ -105,12 +122,14 @@ test("run refuses unknown options by name", async () => {
   }
 });
 
-test("the page shows the figures, and its tables match the results of at least 5 seeds", async () => {
-  assertFigures(join(docs, "adam-improvements"));
-  const text = readFileSync(join(docs, "adam-improvements.md"), "utf8");
-  for (const name of names) {
-    assert.ok(text.includes(`](adam-improvements/${name}.png)`), `the figure of ${name} is not shown`);
-    assert.ok(results(join(docs, "adam-improvements"), name).seeds.length >= 5);
+test("the pages show the figures, and their tables match the results of at least 5 seeds", async () => {
+  for (const [stem, names] of Object.entries(pages)) {
+    assertFigures(join(docs, stem), names);
+    const text = readFileSync(join(docs, `${stem}.md`), "utf8");
+    for (const name of names) {
+      assert.ok(text.includes(`](${stem}/${name}.png)`), `the figure of ${name} is not shown`);
+      assert.ok(results(join(docs, stem), name).seeds.length >= 5);
+    }
   }
   const { code, log } = await page("--check");
   assert.equal(code, 0, log);

@@ -105,6 +105,13 @@ const METHODS: Readonly<Record<string, readonly Case[]>> = {
     ["text for an accumulator", { updates: [], accumulator: "x" }, /^accumulator: expected the bytes of an earlier result, found "x"/],
     ["a method's name", { updates: [], method: "mean" }, /^method: expected a method such as .*, found "mean"/],
   ],
+  distances: [
+    ["no input", undefined, /^distances: expected an object with updates, found undefined/],
+    ["no updates", {}, /^updates: expected a list such as .*, found undefined/],
+    ["tensors for updates", { updates: w }, /^updates: expected a list such as .*, found Object/],
+    ["an update that is a number", { updates: [5] }, /^updates\[0\]: expected .*, found 5/],
+    ["an earlier result that is a number", { updates: [], distances: 5 }, /^distances: expected an earlier result, found 5/],
+  ],
   plan: [
     ...settings,
     ["no tensors", { optimizer }, /^tensors: expected shapes by name/],

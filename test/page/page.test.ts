@@ -48,9 +48,10 @@ suite("page", () => {
   test("Now shows the server, live series of its calls, and a step to copy", async () => {
     const { page } = visitor;
     await visitor.panel("Now");
-    const fact = (name: string) => page.locator("dl div", { has: page.locator("dt", { hasText: name }) }).locator("dd");
+    // Each fact appears before its first reading does, so the test waits for the text.
+    const fact = (name: string, text: RegExp) => page.locator("dl div", { has: page.locator("dt", { hasText: name }) }).locator("dd", { hasText: text });
     const { version } = JSON.parse(readFileSync(join(root, "package.json"), "utf8")) as { version: string };
-    assert.match((await fact("Version").textContent()) ?? "", new RegExp(`^${version.replaceAll(".", "\\.")}, on Node v\\d+`));
+    await fact("Version", new RegExp(`^${version.replaceAll(".", "\\.")}, on Node v\\d+`)).waitFor();
     const call = JSON.stringify({ optimizer: { name: "adamw" }, params: { w: { shape: [1], values: [1] } }, grads: { w: { shape: [1], values: [1] } } });
     const chart = page.getByRole("img", { name: /^Calls per second.*steps: (?!0[,.]|no)/ });
     // The page polls /metrics, so the test makes calls until a reading shows some.
@@ -59,7 +60,7 @@ suite("page", () => {
       !(await Promise.race([seen, service.post("/v1/step", call, "application/json").then(() => false)]));
     );
     await page.getByRole("img", { name: /^Time of a step.*p99: \d/ }).waitFor();
-    assert.match((await fact("Health").textContent()) ?? "", /^ready/);
+    await fact("Health", /^ready/).waitFor();
     await service.post("/v1/step", "{}", "text/plain");
     await page.getByRole("row", { name: /UNSUPPORTED_MEDIA_TYPE 1/ }).waitFor();
     const curl = (await page.getByRole("region", { name: "A step with curl" }).textContent()) ?? "";

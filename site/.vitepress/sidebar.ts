@@ -45,6 +45,8 @@ export const sidebar: Item[] = [
           page("Three replicas on one machine", "/docs/recipes/three-replicas.md"),
           page("Dashboards", "/docs/recipes/dashboards.md"),
           page("Mixed precision", "/docs/recipes/mixed-precision.md"),
+          page("Gradient clipping", "/docs/recipes/clipping.md"),
+          page("Sending less", "/docs/recipes/sending-less.md"),
           page("LoRA", "/docs/recipes/lora.md"),
         ],
       },

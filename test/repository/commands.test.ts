@@ -29,6 +29,7 @@ const BLOCKS: Readonly<Record<string, readonly (readonly [begin: string, how: ty
   ],
   "README.md": [
     ["npm ci && npm start", by("test/config.test.ts")],
+    ["npm test", MINUTES],
     ["curl ", HERE],
     ["pip install", by("clients/python/tests/test_install.py")],
     ["pip install", by("clients/python/tests/test_install.py")],
@@ -77,6 +78,7 @@ const BLOCKS: Readonly<Record<string, readonly (readonly [begin: string, how: ty
     ["prometheus --config.file", by("test/prometheus/scrape.test.ts")],
   ],
   "docs/recipes/decay.md": [["curl ", HERE]],
+  "docs/recipes/sending-less.md": [["STEPD_CACHE_MIB=256 npm start", by("clients/python/tests/test_readme.py")]],
   "docs/recipes/three-replicas.md": [
     ["for port", HERE],
     ["kill ", HERE],

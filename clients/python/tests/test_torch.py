@@ -7,6 +7,7 @@ import io
 import pickle
 import subprocess
 import sys
+import warnings
 from typing import Any
 
 import pytest
@@ -212,11 +213,22 @@ def test_narrow_moments(client: stepd.Client, state_dtype: str) -> None:
     optimizer = optimizer_of(model, state_dtype=state_dtype)
     train(model, optimizer)
     state = optimizer.state_dict()["state"]
-    codes = (torch.int8, torch.uint8) if state_dtype == "Q8" else (torch.bfloat16,) * 2
-    assert (state[0]["exp_avg"].dtype, state[0]["exp_avg_sq"].dtype) == codes
+    stock = torch.optim.AdamW(copy.deepcopy(model).parameters())
+    stock.load_state_dict(optimizer.state_dict())
+    for param in stock.param_groups[0]["params"]:
+        param.grad = torch.ones_like(param)
     if state_dtype == "Q8":
+        codes = (state[0]["exp_avg.code"].dtype, state[0]["exp_avg_sq.code"].dtype)
+        assert codes == (torch.int8, torch.uint8)
         assert state[0]["exp_avg.scale"].shape == (75,)
         assert state[1]["exp_avg"].dtype == torch.float32
+        # torch would take codes under the name of the slot for moments.
+        with pytest.raises(KeyError, match="exp_avg"):
+            stock.step()
+    else:
+        for slot in ("exp_avg", "exp_avg_sq"):
+            assert state[0][slot].dtype == torch.bfloat16
+        stock.step()
     exact = optimizer_of(wide)
     train(wide, exact)
     assert torch.allclose(model[0].weight, wide[0].weight, atol=5e-3)
@@ -232,6 +244,33 @@ def test_narrow_moments(client: stepd.Client, state_dtype: str) -> None:
     with pytest.raises(stepd.StepdError, match=r"state\.convert"):
         exact.param_groups[0]["state_dtype"] = state_dtype
         train(wide, exact)
+
+
+def test_a_loaded_state_dtype_that_replaces_another(client: stepd.Client) -> None:
+    model = make_model()
+    saved = RemoteOptimizer(model.parameters(), client).state_dict()
+    wide = torch.optim.AdamW(model.parameters()).state_dict()
+    optimizer = RemoteOptimizer(model.parameters(), client, state_dtype="BF16")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.load_state_dict(wide)
+    assert optimizer.param_groups[0]["state_dtype"] == "BF16"
+    sentence = "state_dtype: F32 of the loaded state replaces BF16"
+    with pytest.warns(RuntimeWarning, match=sentence) as caught:
+        optimizer.load_state_dict(saved)
+    assert caught[0].filename == __file__
+
+
+def test_two_schedules(client: stepd.Client) -> None:
+    model = make_model()
+    schedule = stepd.schedules.constant()
+    optimizer = RemoteOptimizer(model.parameters(), client, schedule=schedule)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(model, optimizer, 1)
+    torch.optim.lr_scheduler.ConstantLR(optimizer)
+    with pytest.warns(RuntimeWarning, match="the step multiplies both"):
+        train(model, optimizer, 1)
 
 
 def test_two_groups_with_the_same_names(client: stepd.Client) -> None:

@@ -84,6 +84,11 @@ _USELESS = (
     "DistributedDataParallel without register_comm_hook(optimizer, overlap_hook)"
 )
 
+_TWO_SCHEDULES = (
+    "schedule: a scheduler of torch changes lr as well, so the step multiplies both; "
+    "use one of them, or keep the scheduler's lr constant"
+)
+
 #: The stack level of the caller of :meth:`RemoteOptimizer.step`, past two torch
 #: wrappers.
 _CALLER_STACK_LEVEL = 4
@@ -120,7 +125,9 @@ class RemoteOptimizer(torch.optim.Optimizer):
 
     ``state_dict`` is torch's: ``step`` (float32 scalar) and the slots under torch's
     names, so that states of Adam and AdamW load in both directions. Slots of bfloat16
-    and float16 parameters are float32. Parameters on other devices are copied to the
+    and float16 parameters are float32. With ``state_dtype="Q8"``, a state dict has the
+    codes of ``exp_avg`` as ``exp_avg.code``, so torch's optimizers find no ``exp_avg``
+    instead of taking codes for moments. Parameters on other devices are copied to the
     CPU. Sparse gradients are converted to dense gradients.
 
     ``grad_dtype=torch.bfloat16`` rounds gradients before they are sent.
@@ -450,10 +457,17 @@ class RemoteOptimizer(torch.optim.Optimizer):
                 f"found {which}"
             )
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return torch's state dict; codes of Q8 are under ``<slot>.code``."""
+        packed = super().state_dict()
+        state = {key: _with_code_names(own) for key, own in packed["state"].items()}
+        return {**packed, "state": state}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state of this optimizer or of torch's, with its hyperparameters.
 
-        Raises ValueError, before anything has changed, if the slots differ.
+        Warns if the state's ``state_dtype`` replaces another one of a group. Raises
+        ValueError, before anything has changed, if the slots differ.
         """
         if not isinstance(state_dict, Mapping) or not (
             {"state", "param_groups"} <= state_dict.keys()
@@ -461,6 +475,9 @@ class RemoteOptimizer(torch.optim.Optimizer):
             found = f"{list(state_dict)!r:.60}" if state_dict else f"{state_dict!r}"
             expected = "expected what state_dict() of an optimizer gives, found"
             raise ValueError(f"state_dict: {expected} {found}")
+        slots = state_dict["state"].items()
+        state = {key: _with_slot_names(value) for key, value in slots}
+        state_dict = {**state_dict, "state": state}
         saved = list(
             itertools.chain.from_iterable(
                 group["params"] for group in state_dict["param_groups"]
@@ -471,11 +488,17 @@ class RemoteOptimizer(torch.optim.Optimizer):
             self._check_slots(state_dict["state"].get(key, {}), param, kinds[param])
         # A state of torch's own optimizers does not name those of stepd's groups.
         names = [group.get("optimizer") for group in self.param_groups]
+        formats = [group.get("state_dtype") for group in self.param_groups]
         super().load_state_dict(state_dict)
         for group, name in zip(self.param_groups, names, strict=True):
             if name is not None and group.setdefault("optimizer", name) == name:
                 for key, value in self._described(name).defaults.items():
                     group.setdefault(key, value)
+        for group, before in zip(self.param_groups, formats, strict=True):
+            if group.get("state_dtype") != before:
+                found = f"{group.get('state_dtype')} of the loaded state replaces"
+                sentence = f"state_dtype: {found} {before}; state.convert changes it"
+                warnings.warn(sentence, RuntimeWarning, stacklevel=2)
         narrow = self._narrow()
         for key, param in zip(saved, self._params(), strict=True):
             # torch has cast every slot but the step to the parameter's dtype.
@@ -534,6 +557,12 @@ class RemoteOptimizer(torch.optim.Optimizer):
                 part.drop_call()
             self._end_arrivals()
             return loss
+        if self.options.get("schedule") is not None and any(
+            "initial_lr" in group for group in self.param_groups
+        ):
+            warnings.warn(
+                _TWO_SCHEDULES, RuntimeWarning, stacklevel=_CALLER_STACK_LEVEL
+            )
         scale = getattr(self, "grad_scale", None)
         self._scale = None if scale is None else float(scale)
         self.last_result = None
@@ -951,6 +980,16 @@ def _group_optimizer(
     if own["name"] != base["name"]:
         return own
     return {key: value for key, value in own.items() if key != "name"}
+
+
+def _with_code_names(slots: Mapping[str, Any]) -> dict[str, Any]:
+    """Return slots with codes under ``<slot>.code``."""
+    return {f"{k}.code" if f"{k}.scale" in slots else k: v for k, v in slots.items()}
+
+
+def _with_slot_names(slots: Mapping[str, Any]) -> dict[str, Any]:
+    """Return slots with codes under the name of the slot."""
+    return {key.removesuffix(".code"): value for key, value in slots.items()}
 
 
 def _is_narrow(group: Mapping[str, Any]) -> bool:

@@ -1,9 +1,13 @@
 /**
  * Gives received calls their turns to compute. The caller that has computed for the least time is next, and callers share the places,
- * so a caller with many or long calls does not delay a caller with few or short ones.
+ * so a caller with many or long calls does not delay a caller with few or short ones. Small calls compute on the main thread, so a
+ * caller with hundreds of them begins only one in each round of the event loop while other callers send calls, too.
  */
 import { ClientGone } from "./body.ts";
 import type { Caller, Flight } from "./callers.ts";
+
+/** Callers take turns in the rounds of the event loop for this time in ms after two of them have sent calls. */
+const SHARED_MS = 1000;
 
 /** The calls of one caller that compute or wait. */
 interface Line {
@@ -18,8 +22,12 @@ export class Turns {
   #running = 0;
   /** Only callers with calls that compute or wait are here. */
   readonly #lines = new Map<Caller, Line>();
+  /** The callers that have begun a call in this round of the event loop. Empty while only one caller sends calls. */
+  readonly #served = new Set<Caller>();
+  #lastCaller: Caller | undefined;
+  #sharedUntil = 0;
 
-  /** At most `limit` calls compute at once. */
+  /** At most `limit` calls compute at once, and as many more that are the only ones of their callers. */
   constructor(limit: number) {
     this.#limit = limit;
   }
@@ -30,9 +38,13 @@ export class Turns {
    */
   begin(flight: Flight, release: () => void): Promise<void> | undefined {
     const { caller } = flight;
+    if (caller !== this.#lastCaller) {
+      if (this.#lastCaller) this.#sharedUntil = performance.now() + SHARED_MS;
+      this.#lastCaller = caller;
+    }
     const line = this.#lineOf(caller);
-    if (this.#running < this.#limit && line.waiting.length === 0 && this.#hasPlace(line)) {
-      this.#run(line);
+    if (line.waiting.length === 0 && this.#hasPlace(caller, line)) {
+      this.#run(caller, line);
       return undefined;
     }
     const { promise, resolve, reject } = Promise.withResolvers<void>();
@@ -62,27 +74,46 @@ export class Turns {
     line.running--;
     line.spent += ms;
     this.#forget(caller, line);
-    for (let next = this.#next(); next && this.#running < this.#limit; next = this.#next()) {
-      this.#run(next);
-      next.waiting.shift()?.();
+    this.#beginWaiting();
+  }
+
+  #beginWaiting(): void {
+    for (let next = this.#next(); next; next = this.#next()) {
+      const [caller, line] = next;
+      this.#run(caller, line);
+      line.waiting.shift()?.();
     }
   }
 
-  #run(line: Line): void {
+  #run(caller: Caller, line: Line): void {
     this.#running++;
     line.running++;
+    if (performance.now() >= this.#sharedUntil) return;
+    if (this.#served.size === 0) setImmediate(this.#endRound);
+    this.#served.add(caller);
   }
 
-  /** True if the caller computes fewer calls than its part of the places, which is at least one. */
-  #hasPlace({ running }: Line): boolean {
-    return running < Math.max(1, Math.floor(this.#limit / this.#lines.size));
+  readonly #endRound = (): void => {
+    this.#served.clear();
+    this.#beginWaiting();
+  };
+
+  /**
+   * True if the caller may begin a call: it has begun none in this round, and computes fewer calls than its part of the places. The first
+   * call of a caller has as many places again, because one caller alone may hold all others for the time of its long calls.
+   */
+  #hasPlace(caller: Caller, { running }: Line): boolean {
+    if (this.#served.has(caller)) return false;
+    if (running === 0) return this.#running < 2 * this.#limit;
+    return this.#running < this.#limit && running < Math.floor(this.#limit / this.#lines.size);
   }
 
   /** Returns the waiting line with the least time. */
-  #next(): Line | undefined {
-    let next: Line | undefined;
-    for (const line of this.#lines.values()) {
-      if (line.waiting.length > 0 && this.#hasPlace(line) && (!next || line.spent < next.spent)) next = line;
+  #next(): readonly [Caller, Line] | undefined {
+    let next: readonly [Caller, Line] | undefined;
+    for (const entry of this.#lines) {
+      const [caller, line] = entry;
+      if (line.waiting.length > 0 && this.#hasPlace(caller, line) && (!next || line.spent < next[1].spent)) next = entry;
     }
     return next;
   }

@@ -172,11 +172,7 @@ const runCall = async (service: ServerContext, { req, res, endpoint, requestType
       ? await service.receiver.receive({ req, res, type: requestType, heap, flight, onAdmitted, onChunk, onReceived })
       : { lease: service.admission.lease(0, heap), bytes: Buffer.alloc(0) };
     using lease = received.lease;
-    // A call without a body takes little time, so it needs no turn.
-    if (!endpoint.hasBody) {
-      endReceiving();
-      beginPhase("compute");
-    }
+    if (!endpoint.hasBody) await onReceived(lease);
     call.bytesIn = received.bytes.length;
     telemetry.countBytes("in", call.bytesIn);
     const body = async (): Promise<Decoded> => {

@@ -5,7 +5,7 @@ import type { Socket } from "node:net";
 import os from "node:os";
 import { join } from "node:path";
 import { after, test } from "node:test";
-import { setTimeout as delay } from "node:timers/promises";
+import { setTimeout as delay, setImmediate } from "node:timers/promises";
 import { Turns } from "../../src/http/_turns.ts";
 import { Caller, Flight } from "../../src/http/callers.ts";
 import { MSGPACK, pack, readReply, TestService } from "../support/service.ts";
@@ -179,42 +179,71 @@ test("an operator sees the calls in flight, the settings and a line for each cal
   assert.equal(await metric(service, 'stepd_reload_success{setting="STEPD_TOKENS_FILE"}'), 1);
 });
 
-test("the caller that has computed least is next, callers share the places, and a call that leaves frees its memory", async () => {
-  const turns = new Turns(1);
-  const order: string[] = [];
-  const [alice, bob] = [new Caller("alice"), new Caller("bob")];
+/** Begins calls of callers with `limit` places, and returns the names of those that have begun or left, in order. */
+const queue = (limit: number) => {
+  const turns = new Turns(limit);
+  const callers = new Map<string, Caller>();
+  const events: string[] = [];
   const socket = { once: () => {}, off: () => {} } as unknown as Socket;
-  let released = 0;
-  const enter = (caller: Caller, name: string) => {
-    const flight = new Flight(caller, socket, name);
-    const turn = turns.begin(flight, () => released++);
-    return {
-      flight,
-      done: turn?.then(
-        () => order.push(name),
-        () => order.push(`${name} left`),
-      ),
-    };
+  const callerOf = (name: string): Caller => {
+    const caller = callers.get(name) ?? new Caller(name);
+    callers.set(name, caller);
+    return caller;
   };
-  assert.equal(enter(alice, "a0").done, undefined, "an idle server has a turn at once");
-  const calls = [enter(alice, "a1"), enter(alice, "a2"), enter(alice, "a3"), enter(bob, "b1"), enter(bob, "b2")];
-  calls[2]?.flight.giveWay?.(new Error("gave way"));
-  assert.equal(released, 1);
-  // Alice's call took 10 ms, so bob has two turns of 5 ms before her next one.
-  for (const [caller, ms] of [
-    [alice, 10],
-    [bob, 5],
-    [bob, 6],
-    [alice, 1],
-  ] as const) {
-    turns.end(caller, ms);
-    await Promise.resolve();
-  }
-  turns.end(alice, 1);
-  await Promise.all(calls.map(({ done }) => done));
-  assert.deepEqual(
-    order.filter((name) => !name.includes("left")),
-    ["b1", "b2", "a1", "a2"],
-  );
-  assert.equal(enter(bob, "b3").done, undefined, "the queue is empty again");
+  return {
+    events,
+    /** Sends a call of the caller whose name is before the dot. */
+    send(call: string): Flight {
+      const flight = new Flight(callerOf(call.split(".")[0] as string), socket, call);
+      const turn = turns.begin(flight, () => events.push(`${call} freed`));
+      if (!turn) events.push(call);
+      turn?.then(
+        () => events.push(call),
+        () => events.push(`${call} left`),
+      );
+      return flight;
+    },
+    /** Ends a call of the caller after `ms`, and lets a round of the event loop pass. */
+    async end(name: string, ms: number): Promise<void> {
+      turns.end(callerOf(name), ms);
+      await setImmediate();
+    },
+  };
+};
+
+test("the caller that has computed least is next, and a call that leaves frees its memory", async () => {
+  const { events, send, end } = queue(1);
+  for (const call of ["alice.0", "carol.0", "alice.1", "alice.2"]) send(call);
+  send("alice.3").giveWay?.(new Error("gave way"));
+  for (const call of ["bob.0", "bob.1", "bob.2"]) send(call);
+  await setImmediate();
+  assert.deepEqual(events.splice(0), ["alice.0", "carol.0", "alice.3 freed", "alice.3 left"]);
+  // Alice's call took 10 ms, so bob has three turns of 4 ms before her next one.
+  for (const [name, ms] of [
+    ["alice", 10],
+    ["bob", 4],
+    ["bob", 4],
+    ["bob", 4],
+    ["alice", 1],
+  ] as const)
+    await end(name, ms);
+  assert.deepEqual(events, ["bob.0", "bob.1", "bob.2", "alice.1", "alice.2"]);
+});
+
+test("a caller with long calls leaves places to the first calls of others, up to as many again", () => {
+  const { events, send } = queue(2);
+  for (const call of ["alice.0", "alice.1", "alice.2", "bob.0", "bob.1", "carol.0", "dave.0"]) send(call);
+  assert.deepEqual(events, ["alice.0", "alice.1", "bob.0", "carol.0"]);
+});
+
+test("callers begin one call each in a round of the event loop, and a caller alone as many as it sends", async () => {
+  const { events, send, end } = queue(100);
+  for (const call of ["alice.0", "alice.1", "alice.2"]) send(call);
+  assert.equal(events.length, 3);
+  for (const call of ["bob.0", "bob.1", "alice.3", "alice.4", "bob.2"]) send(call);
+  assert.deepEqual(events.splice(0), ["alice.0", "alice.1", "alice.2", "bob.0", "alice.3"]);
+  await setImmediate();
+  assert.deepEqual(events.splice(0).sort(), ["alice.4", "bob.1"]);
+  await end("alice", 1);
+  assert.deepEqual(events, ["bob.2"]);
 });

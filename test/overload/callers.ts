@@ -1,21 +1,24 @@
 /**
  * Measures what one caller that misbehaves takes from the others: 18 callers step all the time while another one trickles its
- * bodies, floods the server with calls, or sends bombs. `node test/overload/callers.ts [seconds of each attack [attacks]]`. It is no
- * test, because the share depends on what else the machine does.
+ * bodies, floods the server with calls, or sends bombs. `node test/overload/callers.ts [seconds of each attack [attacks [haproxy]]]`;
+ * with `haproxy`, through HAProxy to three replicas. It is no test, because the share depends on what else the machine does.
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import http from "node:http";
 import os from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
+import { Haproxy } from "../deploy/_haproxy.ts";
 import { sgdBody } from "../http/_client.ts";
 import { MSGPACK, TestService } from "../support/service.ts";
 
 const CALLERS = 18;
 const ROUNDS = 2;
 const seconds = Number(process.argv[2] ?? 8);
+const isBalanced = process.argv[4] === "haproxy";
+const REPLICAS = 3;
 const PAUSE_MS = 60;
 const BODY = sgdBody(2 ** 16, 2);
 
@@ -25,6 +28,8 @@ interface Window {
   readonly rate: number;
   readonly p99: number;
   readonly refused: number;
+  /** The cores that the callers, the servers and the attacker use. */
+  readonly cores: readonly number[];
 }
 
 const bearer = (name: string) => ({ Authorization: `Bearer ${name}-0123456789abcdef` });
@@ -42,8 +47,21 @@ const step = (url: string, name: string, agent: http.Agent): Promise<{ readonly 
     request.end(BODY);
   });
 
+const TICKS_PER_SECOND = 100;
+
+/** Returns the CPU seconds of processes so far, in user and kernel mode (proc_pid_stat(5), fields 14 and 15). */
+const cpuSeconds = (processes: readonly ChildProcess[]): number =>
+  processes.reduce((sum, { pid }) => {
+    const fields = readFileSync(`/proc/${pid}/stat`, "utf8")
+      .replace(/^.*\) /s, "")
+      .split(" ");
+    return sum + (Number(fields[11]) + Number(fields[12])) / TICKS_PER_SECOND;
+  }, 0);
+
 /** Lets all callers step for some seconds, each with a pause between its steps. */
-const watch = async (url: string, duration: number): Promise<Window> => {
+const watch = async (url: string, duration: number, servers: readonly ChildProcess[], attackers: readonly ChildProcess[] = []): Promise<Window> => {
+  const cpu = (): readonly number[] => [process.cpuUsage().user / 1e6 + process.cpuUsage().system / 1e6, cpuSeconds(servers), cpuSeconds(attackers)];
+  const before = cpu();
   const agent = new http.Agent({ keepAlive: true });
   const times: number[] = [];
   let refused = 0;
@@ -59,7 +77,8 @@ const watch = async (url: string, duration: number): Promise<Window> => {
   await Promise.all(Array.from({ length: CALLERS }, (_, index) => run(`caller${index}`)));
   agent.destroy();
   times.sort((a, b) => a - b);
-  return { rate: times.length / duration, p99: times[Math.floor(times.length * 0.99)] ?? 0, refused };
+  const cores = cpu().map((seconds, index) => (seconds - (before[index] ?? 0)) / duration);
+  return { rate: times.length / duration, p99: times[Math.floor(times.length * 0.99)] ?? 0, refused, cores };
 };
 
 /** Starts an attack in a process of its own. */
@@ -71,7 +90,8 @@ const attack = async (kind: string, url: string): Promise<ChildProcess> => {
   return child;
 };
 
-const text = ({ rate, p99, refused }: Window) => `${rate.toFixed(0)} steps/s, p99 ${p99.toFixed(0)} ms, ${refused} refused`;
+const text = ({ rate, p99, refused, cores }: Window) =>
+  `${rate.toFixed(0)} steps/s, p99 ${p99.toFixed(0)} ms, ${refused} refused, cores of callers, servers and attacker ${cores.map((count) => count.toFixed(2)).join(" ")}`;
 
 const scratch = mkdtempSync(join(os.tmpdir(), "stepd-callers-"));
 try {
@@ -79,16 +99,23 @@ try {
   const names = [...Array.from({ length: CALLERS }, (_, index) => `caller${index}`), "attacker"];
   writeFileSync(tokens, names.map((name) => `${name} ${name}-0123456789abcdef\n`).join(""));
   for (const kind of process.argv[3]?.split(",") ?? ["trickle", "flood", "bombs"]) {
-    await using service = await TestService.start({ STEPD_ARENA_MIB: "64", STEPD_WORKERS: "2", STEPD_TOKENS_FILE: tokens });
-    await watch(service.url, 2);
+    await using stack = new AsyncDisposableStack();
+    const services: TestService[] = [];
+    for (let replica = 0; replica < (isBalanced ? REPLICAS : 1); replica++) {
+      services.push(stack.use(await TestService.start({ STEPD_ARENA_MIB: "64", STEPD_WORKERS: "2", STEPD_TOKENS_FILE: tokens })));
+    }
+    const haproxy = isBalanced ? stack.use(await Haproxy.start(services.map((service) => service.url))) : undefined;
+    const servers = services.map((service) => service.process);
+    const url = haproxy?.url ?? services[0]?.url ?? "";
+    await watch(url, 2, servers);
     // The windows alternate, because the load of the machine changes.
     for (let round = 0; round < ROUNDS; round++) {
-      const alone = await watch(service.url, seconds / ROUNDS);
-      const attacker = await attack(kind, service.url);
-      const beside = await watch(service.url, seconds / ROUNDS);
+      const alone = await watch(url, seconds / ROUNDS, servers);
+      const attacker = await attack(kind, url);
+      const beside = await watch(url, seconds / ROUNDS, servers, [attacker]);
       attacker.kill("SIGKILL");
       await once(attacker, "exit");
-      console.log(`${kind}: alone ${text(alone)}; beside ${text(beside)}; share ${(beside.rate / alone.rate).toFixed(2)}`);
+      console.log(`${kind}: share ${(beside.rate / alone.rate).toFixed(2)}\n  alone  ${text(alone)}\n  beside ${text(beside)}`);
     }
   }
 } finally {

@@ -2,7 +2,7 @@
 import { type Command, CommandError, type Option, parseArguments, UsageError } from "./cli/_command.ts";
 import { serve } from "./cli/serve.ts";
 import { helpText } from "./config.ts";
-import { version } from "./service.ts";
+import { version } from "./version.ts";
 
 const fail = (message: string): never => {
   console.error(`stepd: ${message}`);

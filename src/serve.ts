@@ -1,8 +1,9 @@
 /** Runs the service until a signal ends the process, for `npm start` and for `stepd serve`. */
 import v8 from "node:v8";
 import { type Config, namedSettings } from "./config.ts";
-import { Service, version } from "./service.ts";
+import { Service } from "./service.ts";
 import type { Telemetry } from "./telemetry/telemetry.ts";
+import { version } from "./version.ts";
 
 /** A second signal within this time is the first one, forwarded by a parent process. */
 const FORWARDED_SIGNAL_MS = 500;

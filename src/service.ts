@@ -1,5 +1,5 @@
 /** Creates and connects the components of the server, starts listening, and drains. */
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync } from "node:fs";
 import type { IncomingMessage, Server, ServerResponse } from "node:http";
 import type net from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -17,12 +17,11 @@ import { Hasher, Receipts } from "./receipts/receipts.ts";
 import { Rpc } from "./rpc/rpc.ts";
 import { Telemetry } from "./telemetry/telemetry.ts";
 import type { Traces } from "./telemetry/traces.ts";
+import { version } from "./version.ts";
 
 const MIB = 2 ** 20;
 /** The folder of the page for browsers. */
 export const PAGE = fileURLToPath(new URL("../build/page", import.meta.url));
-
-export const version = (JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8")) as { version: string }).version;
 
 /** The workers stay busy with at least this many calls in turn, because each call also has parts that no worker computes. */
 const MIN_COMPUTING = 4;

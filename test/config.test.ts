@@ -82,7 +82,6 @@ const wholeNumbers = {
 
 for (const [name, [least, most]] of Object.entries(wholeNumbers)) {
   const high = String(most + 1);
-  test(`${name}=${high} stops the start`, () => requireRefusal({ [name]: high }, name, JSON.stringify(high)));
   test(`${name} accepts only whole numbers in decimal digits, within its limits`, () => {
     for (const wrong of [String(least - 1), high, "many", "", "1.5", "0x10", " 8", "8 ", "1e2", "+8", "NaN", "Infinity", "\u0668"])
       assert.throws(
@@ -96,6 +95,7 @@ for (const [name, [least, most]] of Object.entries(wholeNumbers)) {
   });
 }
 
+test("a number over its limit stops the start", () => requireRefusal({ STEPD_PORT: "65536" }, "STEPD_PORT", '"65536"'));
 test("an unknown log level stops the start", () => requireRefusal({ STEPD_LOG_LEVEL: "loud" }, "STEPD_LOG_LEVEL", '"loud"'));
 
 test("values in capitals, empty values and unknown choices are refused", () => {

@@ -1,5 +1,6 @@
 /** The entry point of the `stepd` command. It runs a subcommand and exits with 0 on success, 1 on failure, 2 for wrong usage. */
 import { StepdError } from "../errors/errors.ts";
+import { version } from "../version.ts";
 import { type Command, CommandError, helpOf, listChoices, parseArguments, UsageError } from "./_command.ts";
 import { heading } from "./terminal.ts";
 
@@ -35,7 +36,7 @@ const run = async (argv: readonly string[]): Promise<number> => {
   const [name, ...rest] = argv;
   if (name === undefined) throw new UsageError(`expected a command: ${Object.keys(commands).join(", ")}; found none`);
   if (name === "--help" || name === "-h") console.log(helpText());
-  else if (name === "--version") console.log((await import("../service.ts")).version);
+  else if (name === "--version") console.log(version);
   else {
     const found = Object.hasOwn(commands, name) ? commands[name] : undefined;
     if (!found) throw new UsageError(`expected ${listChoices(name, Object.keys(commands))}, found ${JSON.stringify(name)}`);

@@ -1,5 +1,6 @@
 /** `stepd serve`: runs the service, or checks its settings. Its options are generated from the settings in src/config.ts. */
 import { type Config, ConfigError, readConfig, readSettingsFile, settings, warningsFor } from "../config.ts";
+import { version } from "../version.ts";
 import { type Command, CommandError, defineCommand, type Option, UsageError } from "./_command.ts";
 import { escapeControls, pluralize } from "./terminal.ts";
 
@@ -80,7 +81,7 @@ const originLines = (config: Config, { env, given }: Origins): readonly string[]
 
 /** Prints what the service would do. Returns the exit code: 1 if it could not start. */
 const printCheck = async (config: Config, origins: Origins, inOptions: (message: string) => string): Promise<number> => {
-  const [{ check }, { version }] = await Promise.all([import("../check.ts"), import("../service.ts")]);
+  const { check } = await import("../check.ts");
   const { facts, warnings, problems } = await check(config);
   const rows = [...originLines(config, origins).map((line) => ["setting", line] as const), ...facts];
   const width = Math.max(...rows.map(([title]) => title.length));

@@ -22,6 +22,9 @@ const variantsOf = (takesMatrices: boolean): readonly Variant[] =>
 /** The variants of optimizers that take tensors of any shape. */
 export const variants: readonly Variant[] = variantsOf(false);
 
+/** The last variant of each optimizer, for tests of what does not depend on hyperparameters. */
+export const oneOfEach: readonly Variant[] = [...new Map(variants.map((variant) => [variant.optimizer.name, variant])).values()];
+
 /** The variants of optimizers that take only matrices. */
 export const matrixVariants: readonly Variant[] = variantsOf(true);
 

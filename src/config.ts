@@ -244,7 +244,7 @@ const settingsOf = (machine: Machine) =>
     },
     minBodyRate: {
       name: "STEPD_MIN_BODY_RATE",
-      help: "minimum average rate of a body after 10 s, in bytes per second; a large body must keep its length divided by STEPD_REQUEST_TIMEOUT_MS",
+      help: "minimum average rate of a body and of a reply after 10 s, in bytes per second; large ones must keep their length divided by STEPD_REQUEST_TIMEOUT_MS",
       initial: "4096",
       kind: wholeNumber(0, MAX_RATE),
     },

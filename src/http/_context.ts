@@ -2,6 +2,7 @@
 import type { DrainRate } from "../errors/drain-rate.ts";
 import { StepdError } from "../errors/errors.ts";
 import type { Connections } from "./_connections.ts";
+import type { Pace } from "./_pace.ts";
 import type { Turns } from "./_turns.ts";
 import type { Service } from "./_types.ts";
 import type { Receiver } from "./body.ts";
@@ -10,6 +11,7 @@ import type { Replies } from "./reply.ts";
 
 export interface ServerContext extends Service {
   readonly receiver: Receiver;
+  readonly pace: Pace;
   readonly connections: Connections;
   readonly turns: Turns;
   readonly decoder: Decoder;

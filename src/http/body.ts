@@ -1,7 +1,6 @@
 /**
  * Receives request bodies into leases of the arena. The server admits a body by its length before it reads the first byte, and copies
- * each chunk once. The body's length and the request timeout set the rate that the body must keep. The server rejects a late body when
- * another call needs its memory, or after a grace period.
+ * each chunk once. A body must keep a rate (see _pace.ts).
  */
 import { createHash, timingSafeEqual } from "node:crypto";
 import type { Socket } from "node:net";
@@ -9,6 +8,7 @@ import zlib from "node:zlib";
 import type { Request, Response } from "express";
 import { StepdError } from "../errors/errors.ts";
 import type { Lease } from "../rpc/rpc.ts";
+import { type Pace, Transfer } from "./_pace.ts";
 import type { Admission, Limits } from "./_types.ts";
 import type { Flight } from "./callers.ts";
 import type { HeapShare } from "./heap.ts";
@@ -21,20 +21,6 @@ const FIRST_BLOCK_BYTES = 65536;
 export class ClientGone extends Error {
   override readonly name = "ClientGone";
 }
-
-/** A body's average rate is enforced after this grace period in seconds. */
-const GRACE_S = 10;
-
-/** The rate of each body is checked at this interval in ms. */
-const CHECK_MS = 250;
-/** At least this many rate checks happen within a request timeout, so a short timeout shortens the interval. */
-const CHECKS_PER_TIMEOUT = 10;
-
-/** Credit is the time by which a body is ahead of its rate. The initial credit in seconds covers the round trip of `100 Continue`. */
-const INITIAL_CREDIT_S = 2;
-
-/** A body gains at most this many seconds of credit, so it may pause for as long. */
-const MAX_CREDIT_S = 10;
 
 /** The server still reads the rest of a rejected slow body for this time in ms, so that the caller receives the error. */
 export const LINGER_MS = 5000;
@@ -75,24 +61,14 @@ export class Receiver {
   readonly #admission: Admission;
   readonly #limits: Limits;
   readonly #incoming = new Map<Socket, IncomingBody>();
-  /** One timer checks all bodies, because a timer per body would slow down small steps. */
-  #timer: NodeJS.Timeout | undefined;
+  readonly #pace: Pace;
   /** The last inflation. Bodies are inflated one at a time, because each inflation takes memory up to its window. */
   #lastInflation: Promise<unknown> = Promise.resolve();
 
-  constructor(admission: Admission, limits: Limits) {
+  constructor(admission: Admission, limits: Limits, pace: Pace) {
     this.#admission = admission;
     this.#limits = limits;
-  }
-
-  /** Rejects the largest late body to free arena memory for another call. Returns false if no body is late. */
-  freeArena(requester: object): boolean {
-    return this.#reclaim((body) => body.heap !== requester);
-  }
-
-  /** Rejects the largest late body to free memory of the JavaScript heap for another call. */
-  freeHeap(requester: object): boolean {
-    return this.#reclaim((body) => body.heap !== requester && body.heap.held > 0);
+    this.#pace = pace;
   }
 
   /** Receives a whole body. The caller must dispose the returned lease. If this method throws, it has released the lease. */
@@ -136,7 +112,7 @@ export class Receiver {
   /** Rejects the unfinished body of an idle connection. Returns false if the connection has none. */
   refuseSilent(socket: Socket): boolean {
     const body = this.#incoming.get(socket);
-    body?.refuse(slowBodyError(body.received, `a byte at least every ${this.#limits.idleTimeoutMs / 1000} s (STEPD_IDLE_TIMEOUT_MS)`));
+    body?.cut(`a byte at least every ${this.#limits.idleTimeoutMs / 1000} s (STEPD_IDLE_TIMEOUT_MS)`);
     return body !== undefined;
   }
 
@@ -163,6 +139,7 @@ export class Receiver {
         flight.giveWay = undefined;
         // The next pipelined request may already have its own entry.
         if (this.#incoming.get(req.socket) === body) this.#incoming.delete(req.socket);
+        this.#pace.forget(body);
         req.off("data", append).off("end", finish);
       };
       const fail = (error: unknown): void => {
@@ -196,32 +173,13 @@ export class Receiver {
       };
       flight.giveWay = fail;
       const body = new IncomingBody(heap, length ?? FIRST_BLOCK_BYTES, fail);
-      this.#watch(req.socket, body);
+      this.#incoming.set(req.socket, body);
+      this.#pace.watch(body);
       req.on("data", append);
       req.once("end", finish);
       req.once("error", abort);
       req.once("close", abort);
     });
-  }
-
-  #watch(socket: Socket, body: IncomingBody): void {
-    this.#incoming.set(socket, body);
-    if (this.#timer) return;
-    const { requestTimeoutMs, minBodyRate } = this.#limits;
-    const periodMs = Math.min(CHECK_MS, Math.ceil(requestTimeoutMs / CHECKS_PER_TIMEOUT));
-    this.#timer = setInterval(() => {
-      for (const incoming of this.#incoming.values()) incoming.check(periodMs / 1000, requestTimeoutMs / 1000, minBodyRate);
-      if (this.#incoming.size > 0) return;
-      clearInterval(this.#timer);
-      this.#timer = undefined;
-    }, periodMs).unref();
-  }
-
-  #reclaim(isCandidate: (body: IncomingBody) => boolean): boolean {
-    const late = [...this.#incoming.values()].filter((body) => body.isLate && isCandidate(body));
-    const largest = late.reduce<IncomingBody | undefined>((most, body) => (most && most.room >= body.room ? most : body), undefined);
-    largest?.refuse(slowBodyError(largest.received, "at the rate that its length and the request timeout ask for, when another call needs its memory"));
-    return largest !== undefined;
   }
 
   #inflate(bytes: Buffer, encoding: Encoding, lease: Lease, heap: HeapShare): Promise<Buffer> {
@@ -231,48 +189,23 @@ export class Receiver {
   }
 }
 
-const slowBodyError = (received: number, expected: string): StepdError => {
-  const found = `${received} bytes so far`;
-  return new StepdError("SLOW_BODY", `the body: expected ${expected}, found ${found}`, { field: "the body", expected, found, retry_after: 1 });
-};
-
 /** A body that is still being received. */
-class IncomingBody {
-  readonly heap: HeapShare;
+class IncomingBody extends Transfer {
   readonly refuse: (error: unknown) => void;
-  readonly #start = performance.now();
   received = 0;
-  /** The arena bytes that are reserved for the body. */
-  room: number;
-  /** The number of bytes that the last check saw. */
-  #lastReceived = 0;
-  /** The body's age in seconds. Only check periods count, so the caller does not pay for time in which this thread was busy. */
-  #age = 0;
-  /** The seconds by which the body is ahead of its rate. */
-  #credit = INITIAL_CREDIT_S;
 
   constructor(heap: HeapShare, room: number, refuse: (error: unknown) => void) {
-    this.heap = heap;
-    this.room = room;
+    super(heap, room);
     this.refuse = refuse;
   }
 
-  /** True if the body is behind its rate. */
-  get isLate(): boolean {
-    return this.#credit <= 0;
+  override measure(): number {
+    return this.received;
   }
 
-  /** Updates the credit and rejects a slow body. A late check counts as one period, because the bytes that arrived meanwhile are unread. */
-  check(periodS: number, timeoutS: number, minRate: number): void {
-    const rate = Math.max(minRate, this.room / timeoutS, 1);
-    this.#age += periodS;
-    this.#credit = Math.max(0, Math.min(MAX_CREDIT_S, this.#credit + (this.received - this.#lastReceived) / rate - periodS));
-    this.#lastReceived = this.received;
-    const isOver = performance.now() - this.#start >= timeoutS * 1000;
-    if (isOver) this.refuse(slowBodyError(this.received, `to be in after ${timeoutS} s (STEPD_REQUEST_TIMEOUT_MS)`));
-    else if (this.#age > GRACE_S && this.received < this.#age * rate) {
-      this.refuse(slowBodyError(this.received, `at least ${Math.ceil(rate)} bytes a second, by its length, STEPD_REQUEST_TIMEOUT_MS and STEPD_MIN_BODY_RATE`));
-    }
+  override cut(expected: string): void {
+    const found = `${this.received} bytes so far`;
+    this.refuse(new StepdError("SLOW_BODY", `the body: expected ${expected}, found ${found}`, { field: "the body", expected, found, retry_after: 1 }));
   }
 }
 

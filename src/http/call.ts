@@ -8,9 +8,11 @@ import type { Lease, Observer } from "../rpc/rpc.ts";
 import type { CallInFlight } from "../telemetry/telemetry.ts";
 import { secondsSince } from "./_clock.ts";
 import { drainingError, type ServerContext } from "./_context.ts";
+import { OutgoingReply } from "./_pace.ts";
 import { ClientGone, drainBody, LINGER_MS } from "./body.ts";
 import type { Caller, CallPhase, Flight } from "./callers.ts";
 import type { Endpoint } from "./endpoints.ts";
+import type { HeapShare } from "./heap.ts";
 import { bodyType, errorType, JSON_TYPE, type MediaType, replyType } from "./negotiate.ts";
 import { requestId } from "./pages.ts";
 import { isSent, type Reply } from "./reply.ts";
@@ -187,7 +189,7 @@ const runCall = async (service: ServerContext, { req, res, endpoint, requestType
     endComputing();
     endComputing = () => {};
     beginPhase("send");
-    await deliver(service, res, reply, call);
+    await deliver(service, res, reply, call, { lease, heap });
     call.phases.send = secondsSince(phaseStart);
   } finally {
     endComputing();
@@ -226,21 +228,37 @@ const replyWithError = async (
   await deliver(service, res, { ...reply, headers }, call);
 };
 
+/** The memory of a call, which its reply may hold. */
+interface ReplyMemory {
+  readonly lease: Lease;
+  readonly heap: HeapShare;
+}
+
 /** Sends a call's reply. The reply holds memory, so a caller that reads too slowly is disconnected. Only complete replies are counted. */
-const deliver = async ({ telemetry, limits, connections, replies }: ServerContext, res: Response, reply: Reply, call: CallRecord): Promise<void> => {
+const deliver = async (
+  { telemetry, pace, connections, replies }: ServerContext,
+  res: Response,
+  reply: Reply,
+  call: CallRecord,
+  memory?: ReplyMemory,
+): Promise<void> => {
   const start = performance.now();
   // A pipelined response has no socket until its turn, so this is the request's socket.
   const { socket } = res.req;
   let isSlow = false;
   await replies.ready(reply);
   const sending = replies.send(res, reply);
-  // Most small replies are already sent here and need no timer.
+  // Most small replies are already sent here and need no watch.
   if (!isSent(res)) {
-    const timer = setTimeout(() => {
+    const outgoing = new OutgoingReply(res, reply.body.length, memory?.heap, () => {
       isSlow = true;
+      // A destroyed socket reads nothing any more, so the memory is free at once.
       socket.destroy();
-    }, limits.requestTimeoutMs);
-    await sending.finally(() => clearTimeout(timer));
+      memory?.lease[Symbol.dispose]();
+      memory?.heap[Symbol.dispose]();
+    });
+    pace.watch(outgoing);
+    await sending.finally(() => pace.forget(outgoing));
   }
   if (!isSent(res)) {
     call.outcome = "CLIENT_GONE";

@@ -4,6 +4,7 @@ import { createServer as createTlsServer } from "node:https";
 import { DrainRate } from "../errors/drain-rate.ts";
 import { Connections } from "./_connections.ts";
 import { drainingError } from "./_context.ts";
+import { Pace } from "./_pace.ts";
 import { Turns } from "./_turns.ts";
 import type { Service } from "./_types.ts";
 import { LINGER_MS, Receiver } from "./body.ts";
@@ -32,13 +33,14 @@ export interface HttpServer {
 export const createHttpServer = (service: Service): HttpServer => {
   const { limits, tls, telemetry } = service;
   const { admission, heap, callers } = service;
-  const receiver = new Receiver(admission, limits);
-  // Late bodies go first. Then calls give way to callers with smaller shares.
-  admission.reclaim = (requester, bytes) => receiver.freeArena(requester) || callers.freeArena(requester, bytes, admission.capacity - admission.used);
-  heap.reclaim = (requester, bytes) => receiver.freeHeap(requester) || callers.freeHeap(requester, bytes, heap.capacity - heap.used);
+  const pace = new Pace(limits);
+  const receiver = new Receiver(admission, limits, pace);
+  // Late bodies and replies go first. Then calls give way to callers with smaller shares.
+  admission.reclaim = (requester, bytes) => pace.freeArena(requester) || callers.freeArena(requester, bytes, admission.capacity - admission.used);
+  heap.reclaim = (requester, bytes) => pace.freeHeap(requester) || callers.freeHeap(requester, bytes, heap.capacity - heap.used);
   const connections = new Connections(telemetry, callers, limits);
   const turns = new Turns(limits.maxComputing);
-  const app = createApp({ ...service, receiver, connections, turns, decoder: new Decoder(), replies: new Replies(), completionRate: new DrainRate() });
+  const app = createApp({ ...service, receiver, pace, connections, turns, decoder: new Decoder(), replies: new Replies(), completionRate: new DrainRate() });
   const shortest = Math.min(limits.requestTimeoutMs, limits.idleTimeoutMs);
   const options = {
     handshakeTimeout: limits.idleTimeoutMs,

@@ -5,6 +5,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
+import { Transfer } from "../../src/http/_pace.ts";
 import { JSON_TYPE, MSGPACK, type TestService, unpack } from "../support/service.ts";
 import { RawClient, type RawReply, requireHealthy, requireResult, serveSmall as serve, sgdBody, untilMetric } from "./_client.ts";
 
@@ -174,6 +175,64 @@ test("a reply whose reader is silent counts as slow", async () => {
   client.send(body);
   await untilMetric(service, 'stepd_refusals_total{reason="SLOW_REPLY"}', (count) => count === 1);
   await requireHealthy(service);
+});
+
+/** Sends a step whose reply of 12 MiB is larger than the buffers of sockets, and reads one chunk of it at an interval. Its call holds 16 MiB. */
+const readSlowly = async (service: TestService, client: RawClient, intervalMs: number): Promise<void> => {
+  client.socket.pause();
+  const body = sgdBody(MIB, 2, { name: "adamw" });
+  client.head("/v1/step", { "Content-Length": body.length });
+  client.send(body);
+  await untilMetric(service, 'stepd_phase_calls{phase="send"}', (calls) => calls === 1);
+  const timer = setInterval(() => client.socket.once("data", () => client.socket.pause()).resume(), intervalMs);
+  client.socket.once("close", () => clearInterval(timer));
+};
+
+test("a call that needs memory gets the memory of a reply that is read at a trickle", async () => {
+  await using service = await serve({ STEPD_ARENA_MIB: "32" });
+  using client = await RawClient.connect(service);
+  await readSlowly(service, client, 1000 * (65536 / 10_000));
+  assert.ok((await stepUntilTaken(service, 2.5 * MIB)) > 0, "the reply keeps its memory at first");
+  assert.equal(await service.metric('stepd_refusals_total{reason="SLOW_REPLY"}'), 1);
+  await requireHealthy(service);
+});
+
+test("a reply that is read at its rate keeps its memory, even if others need it", async () => {
+  await using service = await serve({ STEPD_ARENA_MIB: "32" });
+  using client = await RawClient.connect(service);
+  // The rate is 12 MiB in 300 s, two thirds of a chunk of 64 KiB a second.
+  await readSlowly(service, client, 250);
+  const end = performance.now() + 4000;
+  while (performance.now() < end) assert.equal((await service.post("/v1/step", sgdBody(2.5 * MIB, 2), MSGPACK)).status, 429);
+  assert.equal(await service.metric('stepd_phase_calls{phase="send"}'), 1);
+});
+
+class Steady extends Transfer {
+  moved = 0;
+  readonly cuts: string[] = [];
+
+  override measure(): number {
+    return this.moved;
+  }
+
+  override cut(expected: string): void {
+    this.cuts.push(expected);
+  }
+}
+
+test("a transfer below its average rate ends after the grace period, though nobody needs its memory", () => {
+  for (const [bytesPerSecond, cuts] of [
+    [999, 1],
+    [1000, 0],
+  ] as const) {
+    const transfer = new Steady(undefined, 300_000);
+    for (let second = 1; second <= 11; second++) {
+      assert.equal(transfer.cuts.length, 0, `second ${second}`);
+      transfer.moved += bytesPerSecond;
+      transfer.check(1, 300, 10);
+    }
+    assert.equal(transfer.cuts.length, cuts, `${bytesPerSecond} bytes a second`);
+  }
 });
 
 test("CONNECT gets an answer", async () => {

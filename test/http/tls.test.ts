@@ -1,12 +1,18 @@
 /** Tests TLS files: the service refuses mismatches at its start and at a renewal, and reports the validity of certificates. */
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
+import { once } from "node:events";
 import { mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import http from "node:http";
+import https from "node:https";
+import type { AddressInfo } from "node:net";
 import os from "node:os";
 import { join } from "node:path";
 import { after, test } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
 import tls from "node:tls";
+import type { Response } from "express";
+import { OutgoingReply } from "../../src/http/_pace.ts";
 import { readTls } from "../../src/http/tls.ts";
 import { TestService } from "../support/service.ts";
 
@@ -167,3 +173,33 @@ test("without TLS the expiry metric is 0", async () => {
   await using service = await TestService.start({ STEPD_ADMIN_PORT: "0" });
   assert.deepEqual([await expiryOf(service, "certificate"), await expiryOf(service, "client_ca")], [0, 0]);
 });
+
+for (const scheme of ["http", "https"] as const) {
+  test(`the bytes of a reply that has left are known while its caller reads, over ${scheme}`, async () => {
+    const length = 12 * 2 ** 20;
+    const measured: number[] = [];
+    const serve = (req: http.IncomingMessage, res: http.ServerResponse): void => {
+      const outgoing = new OutgoingReply(Object.assign(res, { req }) as unknown as Response, length, undefined, () => {});
+      res.writeHead(200, { "Content-Length": length });
+      res.end(Buffer.alloc(length));
+      const timer = setInterval(() => {
+        if (!res.writableFinished) measured.push(outgoing.measure() ?? Number.NaN);
+      }, 1);
+      res.once("close", () => clearInterval(timer));
+    };
+    const server = scheme === "https" ? https.createServer({ cert: readFileSync(ec.cert), key: readFileSync(ec.key) }, serve) : http.createServer(serve);
+    await once(server.listen(0, "127.0.0.1"), "listening");
+    const { port } = server.address() as AddressInfo;
+    const request = (scheme === "https" ? https : http).get({ port, host: "127.0.0.1", rejectUnauthorized: false });
+    const [response] = (await once(request, "response")) as [http.IncomingMessage];
+    for await (const _ of response) await delay(1);
+    server.close();
+    assert.ok(new Set(measured).size >= 3, `${[...new Set(measured)]}`);
+    assert.deepEqual(
+      measured,
+      measured.toSorted((a, b) => a - b),
+      "it never shrinks",
+    );
+    assert.ok(measured.every((bytes) => bytes >= 0 && bytes <= length * 1.01));
+  });
+}

@@ -1,7 +1,7 @@
 /**
  * Measures what one caller that misbehaves takes from the others: 18 callers step all the time while another one trickles its
  * bodies, floods the server with calls, or sends bombs. `node test/overload/callers.ts [seconds of each attack [attacks [haproxy]]]`;
- * with `haproxy`, through HAProxy to three replicas. It is no test, because the share depends on what else the machine does.
+ * with `haproxy`, through HAProxy. It is no test, because the share depends on what else the machine does.
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
@@ -15,21 +15,45 @@ import { sgdBody } from "../http/_client.ts";
 import { MSGPACK, TestService } from "../support/service.ts";
 
 const CALLERS = 18;
-const ROUNDS = 2;
 const seconds = Number(process.argv[2] ?? 8);
+/** Windows with and without the attack alternate, because the load of the machine changes. */
+const WINDOW_S = 4;
+const ROUNDS = Math.max(1, Math.round(seconds / WINDOW_S));
 const isBalanced = process.argv[4] === "haproxy";
-const REPLICAS = 3;
+/** The main thread of each replica may take a core, and the callers take one. A replica then stands behind several names of HAProxy. */
+const REPLICAS = Math.max(1, Math.min(3, os.availableParallelism() - 1));
 const PAUSE_MS = 60;
 const BODY = sgdBody(2 ** 16, 2);
 
-/** What the callers saw in one window of time. */
-interface Window {
+/** What the callers saw in several windows of time. */
+class Tally {
+  readonly #times: number[] = [];
+  #seconds = 0;
+  #refused = 0;
+  /** The CPU seconds of the callers, the servers and the attacker. */
+  readonly #cpu = [0, 0, 0];
+
+  addCall(status: number, ms: number): void {
+    if (status === 200) this.#times.push(ms);
+    else this.#refused++;
+  }
+
+  addWindow(duration: number, cpu: readonly number[]): void {
+    this.#seconds += duration;
+    for (const [index, used] of cpu.entries()) this.#cpu[index] = (this.#cpu[index] ?? 0) + used;
+  }
+
   /** Steps per second. */
-  readonly rate: number;
-  readonly p99: number;
-  readonly refused: number;
-  /** The cores that the callers, the servers and the attacker use. */
-  readonly cores: readonly number[];
+  get rate(): number {
+    return this.#times.length / this.#seconds;
+  }
+
+  get text(): string {
+    const sorted = this.#times.toSorted((a, b) => a - b);
+    const at = (part: number): string => (sorted[Math.floor(sorted.length * part)] ?? 0).toFixed(0);
+    const cores = this.#cpu.map((used) => (used / this.#seconds).toFixed(2)).join(", ");
+    return `${this.rate.toFixed(0)} steps/s, median ${at(0.5)} ms, p99 ${at(0.99)} ms, ${this.#refused} refused; cores of callers, servers, attacker: ${cores}`;
+  }
 }
 
 const bearer = (name: string) => ({ Authorization: `Bearer ${name}-0123456789abcdef` });
@@ -59,26 +83,27 @@ const cpuSeconds = (processes: readonly ChildProcess[]): number =>
   }, 0);
 
 /** Lets all callers step for some seconds, each with a pause between its steps. */
-const watch = async (url: string, duration: number, servers: readonly ChildProcess[], attackers: readonly ChildProcess[] = []): Promise<Window> => {
-  const cpu = (): readonly number[] => [process.cpuUsage().user / 1e6 + process.cpuUsage().system / 1e6, cpuSeconds(servers), cpuSeconds(attackers)];
+const watch = async (tally: Tally, url: string, duration: number, servers: readonly ChildProcess[], attackers: readonly ChildProcess[] = []): Promise<void> => {
+  const cpu = (): readonly number[] => {
+    const { user, system } = process.cpuUsage();
+    return [(user + system) / 1e6, cpuSeconds(servers), cpuSeconds(attackers)];
+  };
   const before = cpu();
   const agent = new http.Agent({ keepAlive: true });
-  const times: number[] = [];
-  let refused = 0;
   const end = performance.now() + duration * 1000;
   const run = async (name: string): Promise<void> => {
     while (performance.now() < end) {
       const { status, ms } = await step(url, name, agent);
-      if (status === 200) times.push(ms);
-      else refused++;
+      tally.addCall(status, ms);
       await delay(PAUSE_MS);
     }
   };
   await Promise.all(Array.from({ length: CALLERS }, (_, index) => run(`caller${index}`)));
   agent.destroy();
-  times.sort((a, b) => a - b);
-  const cores = cpu().map((seconds, index) => (seconds - (before[index] ?? 0)) / duration);
-  return { rate: times.length / duration, p99: times[Math.floor(times.length * 0.99)] ?? 0, refused, cores };
+  tally.addWindow(
+    duration,
+    cpu().map((used, index) => used - (before[index] ?? 0)),
+  );
 };
 
 /** Starts an attack in a process of its own. */
@@ -89,9 +114,6 @@ const attack = async (kind: string, url: string): Promise<ChildProcess> => {
   await once(child.stdout as NodeJS.ReadableStream, "data");
   return child;
 };
-
-const text = ({ rate, p99, refused, cores }: Window) =>
-  `${rate.toFixed(0)} steps/s, p99 ${p99.toFixed(0)} ms, ${refused} refused, cores of callers, servers and attacker ${cores.map((count) => count.toFixed(2)).join(" ")}`;
 
 const scratch = mkdtempSync(join(os.tmpdir(), "stepd-callers-"));
 try {
@@ -104,19 +126,19 @@ try {
     for (let replica = 0; replica < (isBalanced ? REPLICAS : 1); replica++) {
       services.push(stack.use(await TestService.start({ STEPD_ARENA_MIB: "64", STEPD_WORKERS: "2", STEPD_TOKENS_FILE: tokens })));
     }
-    const haproxy = isBalanced ? stack.use(await Haproxy.start(services.map((service) => service.url))) : undefined;
+    const haproxy = isBalanced ? stack.use(await Haproxy.start([0, 1, 2].map((index) => services[index % REPLICAS]?.url ?? ""))) : undefined;
     const servers = services.map((service) => service.process);
     const url = haproxy?.url ?? services[0]?.url ?? "";
-    await watch(url, 2, servers);
-    // The windows alternate, because the load of the machine changes.
+    await watch(new Tally(), url, 2, servers);
+    const [alone, beside] = [new Tally(), new Tally()];
     for (let round = 0; round < ROUNDS; round++) {
-      const alone = await watch(url, seconds / ROUNDS, servers);
+      await watch(alone, url, WINDOW_S, servers);
       const attacker = await attack(kind, url);
-      const beside = await watch(url, seconds / ROUNDS, servers, [attacker]);
+      await watch(beside, url, WINDOW_S, servers, [attacker]);
       attacker.kill("SIGKILL");
       await once(attacker, "exit");
-      console.log(`${kind}: share ${(beside.rate / alone.rate).toFixed(2)}\n  alone  ${text(alone)}\n  beside ${text(beside)}`);
     }
+    console.log(`${kind}: share ${(beside.rate / alone.rate).toFixed(2)}\n  alone:  ${alone.text}\n  beside: ${beside.text}`);
   }
 } finally {
   rmSync(scratch, { recursive: true, force: true });

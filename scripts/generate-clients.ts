@@ -48,19 +48,26 @@ ${allList(Object.keys(errors).map(classOf).sort())}
 ${classes.join("\n")}`,
 );
 
+/** The slots of matrices that have another shape than their parameter. */
+const ownShapes = [...registry.values()].flatMap(({ allSlots, shapes }) =>
+  allSlots.filter((slot) => shapes?.slotShape && !["", "2,2"].includes(String(shapes.slotShape(slot, [2, 2]) ?? ""))),
+);
 const needs = [...registry.values()].map(({ name, wholeTensors = false }) => {
   const value = typeof wholeTensors === "string" ? `"${wholeTensors}"` : wholeTensors ? "True" : "False";
   return `    "${name}": ${value},\n`;
 });
 writeFileSync(
   join(target, "_optimizer_table.py"),
-  `${header}"""What an optimizer's update of one element depends on."""
+  `${header}"""What an optimizer needs to know of a tensor, and the shapes of its slots."""
 
 from __future__ import annotations
 
 #: Whether an optimizer needs whole tensors: always, never, or with a hyperparameter.
 WHOLE_TENSORS: dict[str, bool | str] = {
 ${needs.join("")}}
+
+#: The slots whose shape is not that of their parameter.
+OWN_SHAPES = frozenset([${ownShapes.map((slot) => `"${slot}"`).join(", ")}])
 `,
 );
 

@@ -9,7 +9,7 @@ import { atOnce } from "../src/codec/turns.ts";
 import { helpText } from "../src/config.ts";
 import { estimate } from "../src/engine/estimate.ts";
 import { errors } from "../src/errors/errors.ts";
-import { type Hyperparameters, type OptimizerDefinition, registry } from "../src/optimizers/registry.ts";
+import { type Hyperparameters, type OptimizerDefinition, registry, slotsPerElement } from "../src/optimizers/registry.ts";
 import { methods as rpcMethods } from "../src/rpc/methods.ts";
 
 const F32_BYTES = 4;
@@ -134,7 +134,10 @@ const rangeText = (schema: Hyperparameters[string]): string => {
     readonly exclusiveMaximum?: number;
   };
   if (choices) return choices.map((choice) => inlineCode(JSON.stringify(choice))).join(", ");
-  if (items) return `${minItems === 3 ? "three" : "two"} numbers, each ${rangeText(items).replace("number, ", "")}`;
+  if (items) {
+    const each = rangeText(items);
+    return `${minItems === 3 ? "three" : "two"} ${each.startsWith("number, ") ? "numbers" : "values"}, each ${each.replace(/^number, /, "")}`;
+  }
   if (type === "boolean") return "`true`, `false`";
   const isLargest = (bound: number): boolean => Math.abs(bound) > 3e38;
   const bounds = [
@@ -148,10 +151,10 @@ const rangeText = (schema: Hyperparameters[string]): string => {
 };
 
 const hyperparameterTable = (definition: OptimizerDefinition): string => {
-  const { revision, family, formula, references, hyperparameters: all, slots, allSlots } = definition;
-  const defaults = Object.fromEntries(Object.entries(all).map(([key, { default: initial }]) => [key, initial]));
-  const inUse = slots(defaults as Parameters<typeof slots>[0]);
-  const state = inUse.length * F32_BYTES;
+  const { revision, family, formula, references, hyperparameters: all, slots, allSlots, shapes } = definition;
+  const defaults = Object.fromEntries(Object.entries(all).map(([key, { default: initial }]) => [key, initial])) as Parameters<typeof slots>[0];
+  const inUse = slots(defaults);
+  const state = slotsPerElement(definition, defaults) * F32_BYTES;
   const late = allSlots.filter((slot) => !inUse.includes(slot));
   const slotText = [...inUse.map(inlineCode), ...late.map((slot) => `${inlineCode(slot)} (not by default)`)].join(", ");
   const rows = Object.entries(all).map(([key, schema]) => [
@@ -164,7 +167,7 @@ const hyperparameterTable = (definition: OptimizerDefinition): string => {
     `## ${sectionTitle(definition)}`,
     ["```text", formula, "```"].join("\n"),
     `Source: ${references.map(markdownLink).join("; ")}.`,
-    `Family \`${family}\`, revision ${revision}. Slots: ${slotText || "none"}. A step with the defaults in F32 moves ${2 * F32_BYTES + state} bytes in and ${F32_BYTES + state} out for each parameter.`,
+    `Family \`${family}\`, revision ${revision}. Slots: ${slotText || "none"}. A step with the defaults in F32 moves ${2 * F32_BYTES + state} bytes in and ${F32_BYTES + state} out for each parameter${shapes?.slotShape ? " of a matrix, beside the numbers for its rows and columns" : ""}.`,
     markdownTable(["hyperparameter", "default", "range", "meaning"], rows),
   ].join("\n\n");
 };

@@ -6,6 +6,7 @@ package stepd
 var wholeTensors = map[string]string{
 	"adabelief":           "",
 	"adadelta":            "",
+	"adafactor":           "*",
 	"adagrad":             "",
 	"adam":                "caution",
 	"adamax":              "",

@@ -11,7 +11,7 @@ export interface Examination {
 }
 
 /** These slots have no negative elements, because they are sums or maxima of squares or magnitudes. */
-const NON_NEGATIVE = new Set(["exp_avg_sq", "max_exp_avg_sq", "square_avg", "exp_inf", "sum", "acc_delta"]);
+const NON_NEGATIVE = new Set(["exp_avg_sq", "max_exp_avg_sq", "square_avg", "exp_inf", "sum", "acc_delta", "row_var", "col_var", "variance"]);
 
 /** Matches the slots that have their parameter's shape. */
 const SHAPED = /^(exp_avg|exp_avg_sq|max_exp_avg_sq|momentum_buffer|square_avg|grad_avg|acc_delta|sum|exp_inf|master_param)$/;

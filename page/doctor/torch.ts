@@ -246,6 +246,7 @@ const OPTIMIZER_TESTS: readonly (readonly [optimizer: string, isIt: (values: Rea
   ["rmsprop", (values) => "centered" in values],
   ["qhadam", (values) => "nus" in values],
   ["sgd", (values) => "dampening" in values],
+  ["adafactor", (values) => "beta2_decay" in values],
   ["muon", (values) => "ns_steps" in values],
   ["asgd", (values) => "lambd" in values],
   ["rprop", (values) => "etas" in values],

@@ -1,7 +1,7 @@
 /**
  * Retained inputs of a step: a cached result stays as it is, so the step runs on a copy. Workers copy each shard right before its
- * first kernel, which then finds it in the processor's cache. This file copies the rest: headers, scalars, scales of Q8, and
- * tensors that the step does not change.
+ * first kernel, which then finds it in the processor's cache. This file copies the rest: headers, scalars, slots of another shape
+ * than the parameter's, and tensors that the step does not change.
  */
 import { bytesOf } from "../codec/dtype.ts";
 import { copyInTurns } from "../codec/parts.ts";
@@ -25,8 +25,8 @@ const range = (start: number, elements: number, dtype: string): Range => ({ star
 
 const paramRange = ({ elements, offsets, recipe }: StepTarget): readonly Range[] => [range(offsets[PARAM_AT] as number, elements, recipe.param)];
 
-const slotRanges = ({ elements, offsets, recipe: { slots } }: StepTarget): readonly Range[] =>
-  copiedSlots(slots).map(([index, dtype]) => range(offsets[SLOTS_AT + index] as number, elements, dtype));
+const slotRanges = ({ elements, offsets, recipe }: StepTarget): readonly Range[] =>
+  copiedSlots(recipe).map(([index, dtype]) => range(offsets[SLOTS_AT + index] as number, elements, dtype));
 
 function* rangesOf(targets: readonly StepTarget[], of: (target: StepTarget) => readonly Range[]): Task<readonly Range[]> {
   const ranges: Range[] = [];

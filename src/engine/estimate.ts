@@ -1,5 +1,5 @@
 /** Estimates the cost of a step from shapes and dtypes alone: bytes sent, received, in the state and in the arena, and the number of calls. */
-import { bytesOf } from "../codec/dtype.ts";
+import { bytesOf, elementsOf } from "../codec/dtype.ts";
 import { type Safetensors, type TensorDescription, writeHeaderInTurns } from "../codec/safetensors.ts";
 import { mapped, type Task } from "../codec/turns.ts";
 import { pointerEscape, StepdError } from "../errors/errors.ts";
@@ -7,7 +7,7 @@ import type { PlanParams } from "../generated/wire.gen.ts";
 import { SHARD_ELEMENTS } from "../pool/pool.ts";
 import { compile, needsWhole, type StepTarget } from "./layout.ts";
 import { match } from "./match.ts";
-import { codesOf, SCALAR_BYTES, scalarSlotsOf, scaleCount } from "./state.ts";
+import { codesOf, SCALAR_BYTES, scalarSlotsOf, scaleCount, slotShape } from "./state.ts";
 import { requireCountable, withOffsets } from "./tensors.ts";
 
 // These upper bounds cover everything in the arena except tensors, such as the encoded job.
@@ -97,19 +97,20 @@ interface Cost {
   readonly buffers: number;
 }
 
-const costOf = ({ elements, recipe: { param, grad, optimizer, slots, wideGradStride, buffers } }: StepTarget): Cost => {
+const costOf = ({ elements, recipe: { param, grad, optimizer, shape, slots, wideGradStride, buffers } }: StepTarget): Cost => {
+  const slotBytes = (slot: string, dtype: string): number => {
+    const count = codesOf(slot) !== undefined ? scaleCount(elements) : optimizer.shapes ? elementsOf(slotShape(optimizer, slot, shape) ?? []) : elements;
+    return count * (bytesOf(dtype) as number);
+  };
   const bytes = (dtype: string): number => elements * (bytesOf(dtype) as number);
   return {
     param: bytes(param),
     grad: bytes(grad),
-    state: (1 + scalarSlotsOf(optimizer).length) * SCALAR_BYTES + slots.reduce((sum, [slot, , dtype]) => sum + slotBytes(slot, dtype, elements), 0),
+    state: (1 + scalarSlotsOf(optimizer).length) * SCALAR_BYTES + slots.reduce((sum, [slot, , dtype]) => sum + slotBytes(slot, dtype), 0),
     wideGrad: elements * wideGradStride,
     buffers: buffers.reduce((sum, size) => sum + size, 0),
   };
 };
-
-const slotBytes = (slot: string, dtype: string, elements: number): number =>
-  (codesOf(slot) === undefined ? elements : scaleCount(elements)) * (bytesOf(dtype) as number);
 
 const arenaOf = ({ param, grad, state, wideGrad, buffers }: Cost): number => param + grad + state + wideGrad + buffers + OVERHEAD_BYTES_PER_TENSOR;
 

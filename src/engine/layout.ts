@@ -2,7 +2,7 @@
  * A step's layout contains names, offsets, groups, stages and the entries of the new state. It is compiled from the call's options and
  * the files' headers. It contains no tensor values, so calls with the same options and headers share it.
  */
-import { bytesOf } from "../codec/dtype.ts";
+import { bytesOf, elementsOf } from "../codec/dtype.ts";
 import { compareCanonical, type Safetensors, type TensorDescription, type TensorInfo, writeHeaderInTurns } from "../codec/safetensors.ts";
 import { CHEAP_ITEMS_PER_YIELD, ITEMS_PER_YIELD, sorted, type Task } from "../codec/turns.ts";
 import { pointerEscape, StepdError } from "../errors/errors.ts";
@@ -25,6 +25,7 @@ import {
   type StateHeader,
   scalarSlotsOf,
   scaleCount,
+  slotShape,
 } from "./state.ts";
 import { withOffsets } from "./tensors.ts";
 
@@ -147,7 +148,7 @@ export function* compile(options: StepOptions, matched: Matched, kernel: (name: 
 
   const targets: StepTarget[] = [];
   const newSlots: NewSlot[] = [];
-  const elementsOf: Record<string, Record<string, number>> = {};
+  const elementCounts: Record<string, Record<string, number>> = {};
   let workBytes = 0;
   for (const [index, pair] of pairs.entries()) {
     const { param, grad, stateEntries } = pair;
@@ -158,9 +159,8 @@ export function* compile(options: StepOptions, matched: Matched, kernel: (name: 
     workBytes += aligned(elements * recipe.wideGradStride);
     for (const [slot, isNew, dtype] of recipe.slots) {
       if (isNew) {
-        const scales = scaleCount(elements);
-        const size = codesOf(slot) === undefined ? { shape: param.shape, elements } : { shape: [scales], elements: scales };
-        newSlots.push({ name: `${slot}/${name}`, dtype, ...size, slot, target: index, at: offsets.length });
+        const shape = codesOf(slot) === undefined ? (slotShape(recipe.optimizer, slot, param.shape) ?? []) : [scaleCount(elements)];
+        newSlots.push({ name: `${slot}/${name}`, dtype, shape, elements: elementsOf(shape), slot, target: index, at: offsets.length });
       }
       offsets.push(stateEntries?.slots.get(slot)?.offset ?? 0);
     }
@@ -179,8 +179,8 @@ export function* compile(options: StepOptions, matched: Matched, kernel: (name: 
       step: stateEntries?.step,
       scalars: optimizer.scalarSlots && stateEntries?.scalars,
     });
-    elementsOf[optimizer.name] ??= {};
-    const counts = elementsOf[optimizer.name] as Record<string, number>;
+    elementCounts[optimizer.name] ??= {};
+    const counts = elementCounts[optimizer.name] as Record<string, number>;
     counts[param.dtype] = (counts[param.dtype] ?? 0) + elements;
     workBytes += sumBytes(elements, recipe.columns);
   }
@@ -203,7 +203,7 @@ export function* compile(options: StepOptions, matched: Matched, kernel: (name: 
     isRecoverable: targets.every(
       ({ recipe: { param, slots } }) => (tensorOptions.isRounded && param === "BF16") || slots.some(([slot]) => slot === MASTER_PARAM),
     ),
-    elements: elementsOf,
+    elements: elementCounts,
   };
 }
 
@@ -255,9 +255,9 @@ const refuseSlice = (optimizer: OptimizerDefinition, values: Values<Hyperparamet
   ]);
 };
 
-/** Returns the shape of a matrix. Throws TENSOR_MISMATCH for another tensor. */
-const requireMatrix = ({ name: optimizer }: OptimizerDefinition, { name, shape }: TensorInfo): readonly number[] => {
-  if (shape.length === 2) return shape;
+/** Throws TENSOR_MISMATCH for a tensor that is no matrix. */
+const requireMatrix = ({ name: optimizer }: OptimizerDefinition, { name, shape }: TensorInfo): void => {
+  if (shape.length === 2) return;
   const expected = `a matrix for ${optimizer}, or a group that gives the tensor another optimizer`;
   throw StepdError.mismatch("TENSOR_MISMATCH", `/params/${pointerEscape(name)}`, expected, `shape [${shape}]`, [name]);
 };
@@ -287,9 +287,10 @@ class RecipeCache {
     this.#recipesOf.set(values, byKey);
     // The last slice of a tensor may be short, but Q8 stores it in codes, as it stores the tensor.
     const first = this.#slices.get(param.name);
-    const shape = optimizer.matrices ? requireMatrix(optimizer, param) : [];
+    if (optimizer.matrices) requireMatrix(optimizer, param);
+    const shape = optimizer.shapes ? param.shape : [];
     const key = [recipeKey, ...(first === undefined ? [] : [first > 0]), ...shape].join(" ");
-    const whole = { dtype: param.dtype, elements: (first ?? 0) + param.elements };
+    const whole = { dtype: param.dtype, shape: param.shape, elements: (first ?? 0) + param.elements };
     if (first !== undefined) refuseSlice(optimizer, values, param.name, first);
     let recipe = byKey.get(key);
     if (recipe) return recipe;

@@ -2,7 +2,18 @@
 import { compareCanonical, compareUtf8, type Safetensors, type TensorInfo } from "../codec/safetensors.ts";
 import { CHEAP_ITEMS_PER_YIELD, ITEMS_PER_YIELD, sorted, type Task } from "../codec/turns.ts";
 import { pointerEscape, StepdError } from "../errors/errors.ts";
-import { codeDtype, codesOf, isCoded, MASTER_PARAM, type ParameterEntries, readStateHeader, type StateHeader, slotDtype, stateHeader } from "./state.ts";
+import {
+  codeDtype,
+  codesOf,
+  isCoded,
+  MASTER_PARAM,
+  type ParameterEntries,
+  readStateHeader,
+  type StateHeader,
+  slotDtype,
+  slotShape,
+  stateHeader,
+} from "./state.ts";
 import { isSameShape } from "./tensors.ts";
 
 export interface StepHeaders {
@@ -82,18 +93,20 @@ const recipeKeyOf = (param: TensorInfo, grad: TensorInfo, stateEntries: Paramete
   return [param.dtype, grad.dtype, isCoded(param.elements), ...slots].join(" ");
 };
 
-/** Checks that the slots of a parameter have its shape and the right dtype. Throws STATE_MISMATCH. */
-const requireMatchingSlots = (name: string, { optimizer: { moments = {} }, slots }: ParameterEntries, param: TensorInfo | undefined): void => {
+/** Checks that the slots of a parameter have the right shape and dtype. Throws STATE_MISMATCH. */
+const requireMatchingSlots = (name: string, { optimizer, slots }: ParameterEntries, param: TensorInfo | undefined): void => {
   const mismatch = (expected: string, found: string): StepdError => StepdError.mismatch("STATE_MISMATCH", "/state", expected, found, [name]);
   if (!param) throw mismatch("state of tensors that params has", `state of ${JSON.stringify(name)}`);
   const expected = slotDtype(param.dtype);
   if (slots.has(MASTER_PARAM) && expected === param.dtype) throw mismatch(`a BF16 or F16 parameter beside ${MASTER_PARAM}/${name}`, param.dtype);
   for (const [slot, { dtype, shape }] of slots) {
     if (codesOf(slot) !== undefined) continue;
-    const kind = moments[slot];
+    const kind = optimizer.moments?.[slot];
     const dtypes = kind && expected === "F32" ? [expected, "BF16", codeDtype(kind)] : [expected];
-    if (!dtypes.includes(dtype) || !isSameShape(shape, param.shape)) {
-      throw mismatch(`${slot}/${name} to be ${dtypes.join(" or ")} [${param.shape}] for a parameter in ${param.dtype}`, `${dtype} [${shape}]`);
+    const expectedShape = slotShape(optimizer, slot, param.shape);
+    if (!expectedShape) throw mismatch(`no slot ${slot} for a parameter of shape [${param.shape}]`, `${dtype} [${shape}]`);
+    if (!dtypes.includes(dtype) || !isSameShape(shape, expectedShape)) {
+      throw mismatch(`${slot}/${name} to be ${dtypes.join(" or ")} [${expectedShape}] for a parameter in ${param.dtype}`, `${dtype} [${shape}]`);
     }
   }
 };

@@ -23,7 +23,8 @@ import {
   tensorAt,
   WORKSPACE,
 } from "./runner.ts";
-import { BLOCK_ELEMENTS, codesOf, EMA, emaDecay, isCode, MASTER_PARAM, scaleOf, slotDtype } from "./state.ts";
+import { BLOCK_ELEMENTS, codesOf, EMA, emaDecay, isCode, MASTER_PARAM, scaleOf, slotDtype, slotShape } from "./state.ts";
+import { isSameShape } from "./tensors.ts";
 
 /** A target's `offsets` list its parameter, gradient, widened gradient and slots at these indexes. */
 export const [PARAM_AT, GRAD_AT, WIDE_GRAD_AT, SLOTS_AT] = [0, 1, 2, 3] as const;
@@ -122,13 +123,37 @@ export interface NormsRecipe extends Pick<Recipe, "columns" | "wideGradStride"> 
   readonly squares: Measurement;
 }
 
-/** Lists the slots that workers copy, with their indexes. Scales of Q8 are not among them, because a shard has a 64th as many. */
-export const copiedSlots = (slots: RecipeInput["slots"]): readonly (readonly [index: number, dtype: string])[] =>
-  slots.flatMap(([slot, isNew, dtype], index) => (isNew || codesOf(slot) !== undefined ? [] : [[index, dtype] as const]));
+/** Lists the slots that workers copy shard by shard, with their indexes: those of the parameter's shape, without scales of Q8. */
+export const copiedSlots = ({ optimizer, shape, slots }: RecipeInput): readonly (readonly [index: number, dtype: string])[] =>
+  slots.flatMap(([slot, isNew, dtype], index) => {
+    const isElementwise = codesOf(slot) === undefined && isSameShape(slotShape(optimizer, slot, shape) ?? [], shape);
+    return isNew || !isElementwise ? [] : [[index, dtype] as const];
+  });
+
+interface SlotOperand {
+  readonly operand: Operand;
+  readonly isNew: boolean;
+  /** The dtype of the slot in the state. */
+  readonly stored: string;
+}
+
+/** Returns an operand for each slot. */
+const slotOperands = ({ slots }: RecipeInput): ReadonlyMap<string, SlotOperand> =>
+  new Map(
+    slots.map(([slot, isNew, stored], index) => {
+      const operand = tensorAt(isNew ? NEW_SLOTS : STATE, SLOTS_AT + index, stored, codesOf(slot) === undefined ? 1 : BLOCK_ELEMENTS);
+      return [slot, { operand, isNew, stored }];
+    }),
+  );
+
+/** Returns the operand without a stride, so that each shard gets the whole tensor. */
+const wholeOf =
+  (operand: Operand): Operand =>
+  (target, bases) => ({ address: operand(target, bases).address, stride: 0 });
 
 /** Returns an operand for each buffer in work memory. */
 const buffersOf = ({ param, optimizer, values, shape, slots }: RecipeInput): ReadonlyMap<string, Operand> => {
-  const names = Object.keys(optimizer.matrices?.buffers(values, shape) ?? {});
+  const names = Object.keys(optimizer.shapes?.buffers(values, shape) ?? {});
   return new Map(names.map((name, index) => [name, tensorAt(WORKSPACE, SLOTS_AT + slots.length + index, slotDtype(param))]));
 };
 
@@ -154,7 +179,7 @@ export class Recipes {
   step(input: RecipeInput, tensorOptions: TensorOptions): Recipe {
     const { param, grad, optimizer, values, shape } = input;
     const stages = optimizer.stages(values, shape);
-    const buffers = Object.values(optimizer.matrices?.buffers(values, shape) ?? {});
+    const buffers = Object.values(optimizer.shapes?.buffers(values, shape) ?? {});
     const average = optimizer.average?.(values);
     const { isMeasured, gradientCheck } = tensorOptions;
     const dtype = slotDtype(param);
@@ -293,17 +318,11 @@ export class Recipes {
   ): readonly KernelCall[] {
     const {
       param,
-      slots,
       values,
       optimizer: { moments = {} },
     } = input;
     const dtype = slotDtype(param);
-    const slotAt = new Map(
-      slots.map(([slot, isNew, stored], index) => {
-        const operand = tensorAt(isNew ? NEW_SLOTS : STATE, SLOTS_AT + index, stored, codesOf(slot) === undefined ? 1 : BLOCK_ELEMENTS);
-        return [slot, { operand, isNew, stored }];
-      }),
-    );
+    const slotAt = slotOperands(input);
     const narrow = operands.filter((slot) => slot in moments && slotAt.get(slot) && slotAt.get(slot)?.stored !== dtype);
     const momentScratch = new Map(narrow.map((slot, index) => [slot, fixed(scratch(MOMENT_AREA + index))]));
     const momentCalls = (convert: (moment: Moment) => KernelCall): readonly KernelCall[] =>
@@ -321,7 +340,9 @@ export class Recipes {
       if (operand === "param") return wide;
       if (operand === "grad") return gradient;
       if (operand === "sums") return sumsAt(columns);
-      return momentScratch.get(operand) ?? slotAt.get(operand)?.operand ?? bufferAt.get(operand) ?? absent;
+      if (operand === "index") return ELEMENT_INDEX;
+      const tensor = momentScratch.get(operand) ?? slotAt.get(operand)?.operand ?? bufferAt.get(operand) ?? absent;
+      return operands.includes("index") ? wholeOf(tensor) : tensor;
     };
     const ema = isLast ? slotAt.get(EMA) : undefined;
     const decay = emaDecay(values);
@@ -348,11 +369,13 @@ export class Recipes {
   /** Builds the call of a stage that runs over rows. */
   #rows(input: RecipeInput, { kernel, operands, scalars }: Stage, { strides }: Rows, gradient: Operand): KernelCall {
     const dtype = slotDtype(input.param);
+    const slotAt = slotOperands(input);
     const bufferAt = buffersOf(input);
     const pointers = operands.map((operand, index): Operand => {
       if (operand === "panel") return PARAM_SCRATCH;
+      if (operand === "index") return ELEMENT_INDEX;
       if (operand === "absent") return absent;
-      const whole = operand === "grad" ? gradient : (bufferAt.get(operand) as Operand);
+      const whole = operand === "grad" ? gradient : (slotAt.get(operand)?.operand ?? (bufferAt.get(operand) as Operand));
       const stride = (strides[index] as number) * (bytesOf(dtype) as number);
       return (target, bases) => ({ address: whole(target, bases).address, stride });
     });
@@ -398,14 +421,14 @@ export class Recipes {
     });
   }
 
-  #copies({ param, slots }: RecipeInput): Recipe["copies"] {
+  #copies(input: RecipeInput): Recipe["copies"] {
     const copy = (from: number, to: number, index: number, dtype: string): KernelCall => {
       const operands = [tensorAt(from, index, dtype), tensorAt(to, index, dtype)];
       return { kernel: this.#kernel("copy"), operands, scalars: () => [bytesOf(dtype) as number] };
     };
     return {
-      params: [copy(RETAINED_PARAMS, PARAMS, PARAM_AT, param)],
-      state: copiedSlots(slots).map(([index, dtype]) => copy(RETAINED_STATE, STATE, SLOTS_AT + index, dtype)),
+      params: [copy(RETAINED_PARAMS, PARAMS, PARAM_AT, input.param)],
+      state: copiedSlots(input).map(([index, dtype]) => copy(RETAINED_STATE, STATE, SLOTS_AT + index, dtype)),
     };
   }
 

@@ -268,14 +268,19 @@ export const storedDtype = (optimizer: OptimizerDefinition, stateDtype: unknown,
   return kind && stateDtype === "Q8" && isCoded(param.elements) ? codeDtype(kind) : slotDtype(param.dtype);
 };
 
+/** Returns the shape of a parameter's slot; undefined if the optimizer has no such slot for a parameter of this shape. */
+export const slotShape = ({ shapes }: OptimizerDefinition, slot: string, shape: readonly number[]): readonly number[] | undefined =>
+  COMMON_SLOTS.includes(slot) || !shapes?.slotShape ? shape : shapes.slotShape(slot, shape);
+
 /** Lists the slots that a parameter needs, with their dtypes: also scales, the master copy of a BF16 or F16 parameter, and the parameter's average. */
 export const requiredSlots = (
   optimizer: OptimizerDefinition,
   values: Values<Hyperparameters>,
-  param: { readonly dtype: string; readonly elements: number },
+  param: { readonly dtype: string; readonly shape: readonly number[]; readonly elements: number },
   masterWeights: boolean,
 ): readonly (readonly [slot: string, dtype: string])[] => [
   ...optimizer.slots(values).flatMap((slot): [string, string][] => {
+    if (!slotShape(optimizer, slot, param.shape)) return [];
     const dtype = storedDtype(optimizer, values["state_dtype"], param, slot);
     return isCode(dtype)
       ? [

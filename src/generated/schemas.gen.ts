@@ -1135,6 +1135,91 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         }
       },
       {
+        "title": "Adafactor",
+        "description": "w = t^beta2_decay; from two axes on: row_var = lerp(row_var, mean of g^2 by row, w), col_var = lerp(col_var, mean of g^2 by column, w), v = row_var*col_var/max(mean(row_var), eps1); else v = variance = lerp(variance, g^2, w); u = g/sqrt(max(v, eps1^2)); p -= lr*weight_decay*p + max(eps2, rms(p))*min(lr, 1/sqrt(t)) * u/max(1, rms(u)/d)",
+        "type": "object",
+        "required": [
+          "name"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "name": {
+            "const": "adafactor"
+          },
+          "lr": {
+            "type": "number",
+            "default": 0.01,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Upper bound of the relative step size 1/sqrt(t), and factor of weight_decay; with a schedule, its base rate"
+          },
+          "beta2_decay": {
+            "type": "number",
+            "default": -0.8,
+            "minimum": -3.4028234663852886e+38,
+            "maximum": 0,
+            "description": "The second moment's weight of the new gradient at step t is t^beta2_decay"
+          },
+          "eps": {
+            "type": "array",
+            "items": {
+              "type": [
+                "number",
+                "null"
+              ],
+              "minimum": 0,
+              "maximum": 1e+38
+            },
+            "minItems": 2,
+            "maxItems": 2,
+            "default": [
+              null,
+              0.001
+            ],
+            "description": "eps1, the smallest divisor of the update: null is 2^-23 for parameters below F64, and 2^-52 for F64; and eps2, the smallest root mean square of the parameter, a number"
+          },
+          "d": {
+            "type": "number",
+            "default": 1,
+            "minimum": 1,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Largest root mean square of an update; a larger update is scaled down"
+          },
+          "weight_decay": {
+            "type": "number",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Decoupled weight decay: lr*weight_decay times the parameter is subtracted from the parameter"
+          },
+          "maximize": {
+            "type": "boolean",
+            "default": false,
+            "description": "Go up the gradient instead of down"
+          },
+          "ema": {
+            "type": [
+              "object",
+              "null"
+            ],
+            "default": null,
+            "required": [
+              "decay"
+            ],
+            "additionalProperties": false,
+            "properties": {
+              "decay": {
+                "type": "number",
+                "minimum": 0,
+                "maximum": 1,
+                "description": "Weight of the old average; 1 - decay is that of the new parameter"
+              }
+            },
+            "description": "Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average"
+          }
+        }
+      },
+      {
         "title": "Adagrad",
         "description": "g += weight_decay*p; sum += g^2; p -= lr/(1 + (t-1)*lr_decay) * g/(sqrt(sum) + eps)",
         "type": "object",

@@ -8,7 +8,7 @@ export type TensorsResult = Uint8Array | string | { readonly [name: string]: Pla
 /**
  * An optimizer by name with its hyperparameters; absent ones take their defaults.
  */
-export type Optimizer = (AdaBelief | Adadelta | Adagrad | Adam | Adamax | AdamW | Adan | AdEMAMix | ADOPT | ASGD | LAMB | LARS | Lion | Muon | NAdam | QHAdam | QHAdamW | QHM | RAdam | RMSprop | Rprop | ScheduleFreeAdamW | ScheduleFreeSGD | SGD | Signum | Yogi)
+export type Optimizer = (AdaBelief | Adadelta | Adafactor | Adagrad | Adam | Adamax | AdamW | Adan | AdEMAMix | ADOPT | ASGD | LAMB | LARS | Lion | Muon | NAdam | QHAdam | QHAdamW | QHM | RAdam | RMSprop | Rprop | ScheduleFreeAdamW | ScheduleFreeSGD | SGD | Signum | Yogi)
 /**
  * Tensors, or a reference to their safetensors file in the shared folder or the cache.
  */
@@ -254,6 +254,48 @@ maximize?: boolean
  * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
  */
 state_dtype?: ("F32" | "BF16" | "Q8")
+/**
+ * Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average
+ */
+ema?: ({
+/**
+ * Weight of the old average; 1 - decay is that of the new parameter
+ */
+decay: number
+} | null)
+}
+/**
+ * w = t^beta2_decay; from two axes on: row_var = lerp(row_var, mean of g^2 by row, w), col_var = lerp(col_var, mean of g^2 by column, w), v = row_var*col_var/max(mean(row_var), eps1); else v = variance = lerp(variance, g^2, w); u = g/sqrt(max(v, eps1^2)); p -= lr*weight_decay*p + max(eps2, rms(p))*min(lr, 1/sqrt(t)) * u/max(1, rms(u)/d)
+ */
+export interface Adafactor {
+name: "adafactor"
+/**
+ * Upper bound of the relative step size 1/sqrt(t), and factor of weight_decay; with a schedule, its base rate
+ */
+lr?: number
+/**
+ * The second moment's weight of the new gradient at step t is t^beta2_decay
+ */
+beta2_decay?: number
+/**
+ * eps1, the smallest divisor of the update: null is 2^-23 for parameters below F64, and 2^-52 for F64; and eps2, the smallest root mean square of the parameter, a number
+ * 
+ * @minItems 2
+ * @maxItems 2
+ */
+eps?: [(number | null), (number | null)]
+/**
+ * Largest root mean square of an update; a larger update is scaled down
+ */
+d?: number
+/**
+ * Decoupled weight decay: lr*weight_decay times the parameter is subtracted from the parameter
+ */
+weight_decay?: number
+/**
+ * Go up the gradient instead of down
+ */
+maximize?: boolean
 /**
  * Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average
  */

@@ -16,10 +16,15 @@ export function squaresHigh<T>(sum: v128, value: v128): v128 {
   return f64x2.add(sum, f64x2.mul(wide, wide));
 }
 
-/** Stores low[0] + low[1] + high[0] + high[1]. */
-export function storeSum(at: usize, low: v128, high: v128): void {
+/** low[0] + low[1] + high[0] + high[1]. */
+export function total(low: v128, high: v128): f64 {
   const left = f64x2.extract_lane(low, 0) + f64x2.extract_lane(low, 1);
-  store<f64>(at, left + f64x2.extract_lane(high, 0) + f64x2.extract_lane(high, 1));
+  return left + f64x2.extract_lane(high, 0) + f64x2.extract_lane(high, 1);
+}
+
+/** Stores the total of two accumulators. */
+export function storeSum(at: usize, low: v128, high: v128): void {
+  store<f64>(at, total(low, high));
 }
 
 /** Adds one to the integer lanes where a comparison was true: its result there is -1. */

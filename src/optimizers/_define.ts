@@ -29,6 +29,14 @@ export type Hyperparameter =
     }
   | {
       readonly type: "array";
+      readonly items: { readonly type: readonly ["number", "null"] };
+      readonly minItems: 2;
+      readonly maxItems: 2;
+      readonly default: readonly [null, number];
+      readonly description: string;
+    }
+  | {
+      readonly type: "array";
       readonly items: { readonly type: "number" };
       readonly minItems: 3;
       readonly maxItems: 3;
@@ -47,7 +55,9 @@ type ValueOf<P extends Hyperparameter> = P extends { type: "number" }
       : P extends { type: "array" }
         ? P["default" & keyof P] extends readonly [number, number, number]
           ? readonly [number, number, number]
-          : readonly [number, number]
+          : P["default" & keyof P] extends readonly [null, number]
+            ? readonly [number | null, number | null]
+            : readonly [number, number]
         : number | null;
 
 export type Hyperparameters = Readonly<Record<string, Hyperparameter>>;
@@ -80,10 +90,16 @@ export interface Rows {
   readonly work: number;
 }
 
-/** An optimizer that takes only matrices. Its stages depend on their shape. */
-export interface MatrixDefinition<V> {
+/** An optimizer whose stages depend on the shapes of tensors. */
+export interface ShapeDefinition<V> {
   /** Returns the number of elements of each buffer in work memory. The stages use their names as operands. */
   buffers(values: V, shape: readonly number[]): Readonly<Record<string, number>>;
+  /** Returns the shape of a slot; undefined if a tensor of this shape has no such slot. Absent if slots have the shapes of their parameters. */
+  slotShape?(slot: string, shape: readonly number[]): readonly number[] | undefined;
+}
+
+/** An optimizer that takes only matrices. */
+export interface MatrixDefinition<V> {
   /** Returns the number of multiplications and additions in the matrix products of a step. */
   flops(values: V, shape: readonly number[]): number;
 }
@@ -93,13 +109,14 @@ export interface Stage {
   /** The name of the kernel's export without its dtype suffix. */
   readonly kernel: string;
   /**
-   * The kernel's pointer arguments, in order: `param`, `grad`, a slot, `sums`, or `absent` for an unused slot. Stages on matrices also
-   * have buffers of work memory, and `panel`, the scratch memory of a thread.
+   * The kernel's pointer arguments, in order: `param`, `grad`, a slot, `sums`, or `absent` for an unused slot. With `shapes` there are also
+   * buffers of work memory; `panel`, the scratch memory of a thread; and `index`: in place of an address, the number of the shard's first
+   * element or row, counted from 1. A stage over elements with `index` gets slots and buffers whole.
    */
   readonly operands: readonly string[];
   /** The number of float64 sums per shard; 0 if `sums` is not an operand. */
   readonly sums: number;
-  /** Present if the kernel runs over the rows of a matrix. Such a stage has no sums, and changes neither the parameter nor slots. */
+  /** Present if the kernel runs over rows instead of elements. Such a stage is not the first, has no sums, and does not change the parameter. */
   readonly rows?: Rows;
   /** Computes the kernel's float64 scalars, which are equal for all elements. A kernel has at most 16. */
   scalars(context: StepContext): readonly number[];
@@ -160,8 +177,10 @@ export interface OptimizerDefinition<H extends Hyperparameters = Hyperparameters
    * with. optimizer.average runs it.
    */
   average?(values: Values<H>): Stage;
-  /** Returns the stages of a step, in order. */
+  /** Returns the stages of a step, in order. Without `shapes`, the shape is empty. */
   stages(values: Values<H>, shape: readonly number[]): readonly Stage[];
+  /** Present if the stages depend on the shapes of tensors. */
+  readonly shapes?: ShapeDefinition<Values<H>>;
   /** Present if the optimizer takes only matrices. */
   readonly matrices?: MatrixDefinition<Values<H>>;
   /** Computes the trust ratio of a finished step: the factor that scaled the tensor's update. */

@@ -2,6 +2,7 @@
 import type { OptimizerDefinition } from "./_define.ts";
 import adabelief from "./adabelief.ts";
 import adadelta from "./adadelta.ts";
+import adafactor from "./adafactor.ts";
 import adagrad from "./adagrad.ts";
 import adam from "./adam.ts";
 import adamax from "./adamax.ts";
@@ -29,5 +30,5 @@ import yogi from "./yogi.ts";
 
 /** All optimizers by name. */
 export const registry: ReadonlyMap<string, OptimizerDefinition> = new Map(
-  ([adabelief, adadelta, adagrad, adam, adamax, adamw, adan, ademamix, adopt, asgd, lamb, lars, lion, muon, nadam, qhadam, qhadamw, qhm, radam, rmsprop, rprop, schedule_free_adamw, schedule_free_sgd, sgd, signum, yogi] as unknown as readonly OptimizerDefinition[]).map((definition) => [definition.name, definition]),
+  ([adabelief, adadelta, adafactor, adagrad, adam, adamax, adamw, adan, ademamix, adopt, asgd, lamb, lars, lion, muon, nadam, qhadam, qhadamw, qhm, radam, rmsprop, rprop, schedule_free_adamw, schedule_free_sgd, sgd, signum, yogi] as unknown as readonly OptimizerDefinition[]).map((definition) => [definition.name, definition]),
 );

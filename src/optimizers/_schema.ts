@@ -1,5 +1,5 @@
-/** Builds the JSON Schema of an optimizer's wire object from its definition. */
-import type { OptimizerDefinition } from "./_define.ts";
+/** Derives from an optimizer's definition: the JSON Schema of its wire object, and the size of its state. */
+import type { Hyperparameters, OptimizerDefinition, Values } from "./_define.ts";
 
 /** Every optimizer has this option. */
 const ema = {
@@ -22,3 +22,7 @@ export const optimizerSchema = ({ name, title, formula, hyperparameters }: Optim
     properties: { name: { const: name }, ...hyperparameters, ema },
   };
 };
+
+/** Returns the number of slots that have a value for each element of a matrix. */
+export const slotsPerElement = ({ slots, shapes }: OptimizerDefinition, values: Values<Hyperparameters>): number =>
+  slots(values).filter((slot) => !shapes?.slotShape || String(shapes.slotShape(slot, [2, 2])) === "2,2").length;

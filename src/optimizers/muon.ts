@@ -122,11 +122,13 @@ export default defineOptimizer({
   hasNoStepInTorch: true,
   check: ({ ns_steps }) =>
     Number.isInteger(ns_steps) ? undefined : { field: "ns_steps", expected: `a whole number from 0 to ${MAX_ITERATIONS}`, found: String(ns_steps) },
-  matrices: {
+  shapes: {
     buffers: (_, shape) => {
       const { long, short } = sizesOf(shape);
       return { other: long * short, gram: short * short, polynomial: short * short };
     },
+  },
+  matrices: {
     flops: ({ ns_steps }, shape) => productsOf(sizesOf(shape)).reduce((sum, { rows, inner, columns }) => sum + 2 * ns_steps * rows * inner * columns, 0),
   },
   stages: ({ weight_decay, momentum, nesterov, ns_steps, ns_coefficients: [a, b, c], eps, adjust_lr_fn }, shape) => {

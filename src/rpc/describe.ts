@@ -1,7 +1,7 @@
 import { EMA } from "../engine/engine.ts";
 import { StepdError } from "../errors/errors.ts";
 import type { DescribeParams } from "../generated/wire.gen.ts";
-import { optimizerSchema, registry } from "../optimizers/registry.ts";
+import { optimizerSchema, registry, slotsPerElement } from "../optimizers/registry.ts";
 import { validate } from "../validation/validate.ts";
 import type { Method } from "./method.ts";
 
@@ -23,8 +23,9 @@ export const describe: Method<DescribeParams> = {
     }
     const { title, revision, family, formula, references, hyperparameters, allSlots } = definition;
     const defaults = Object.fromEntries(Object.entries(hyperparameters).map(([key, { default: value }]) => [key, value]));
-    const slots = definition.slots(defaults as Parameters<typeof definition.slots>[0]);
-    const state = slots.length * F32_BYTES;
+    const values = defaults as Parameters<typeof definition.slots>[0];
+    const slots = definition.slots(values);
+    const state = slotsPerElement(definition, values) * F32_BYTES;
     return {
       name,
       title,

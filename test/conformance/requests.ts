@@ -114,6 +114,15 @@ const steps: readonly (readonly [file: string, about: string, settings: Readonly
       grads: { w: { shape: [2, 3], dtype: "F32", values: [0.5, 0.25, -1, 2, 0, -0.125] } },
     },
   ],
+  [
+    "adafactor",
+    "a matrix and a vector by adafactor, whose slots have other shapes",
+    {
+      optimizer: { name: "adafactor", lr: 0.5, eps: [null, 0.01], weight_decay: 0.1 },
+      params: { w: { shape: [2, 3], dtype: "F32", values: [1, -2, 3.5, 0, 0.5, 4] }, b: { shape: [2], dtype: "F32", values: [1, 0] } },
+      grads: { w: { shape: [2, 3], dtype: "F32", values: [0.5, 0.25, -1, 2, 0, -0.125] }, b: { shape: [2], dtype: "F32", values: [0.5, -3] } },
+    },
+  ],
   // The server refuses these requests.
   [
     "error-muon",

@@ -46,7 +46,9 @@ const run = async (testCase: Case): Promise<void> => {
 
 for (const [file, cases] of vectorFiles) {
   suite(file, () => {
-    // torch's Muon iterates in bfloat16; muon.test.ts holds ours against the formula in float64.
-    for (const testCase of cases.filter(({ optimizer }) => optimizer !== "muon")) test(`${testCase.name} is within 1e-12 of the peer`, () => run(testCase));
+    // torch's Muon iterates in bfloat16, and optax computes Adafactor's t^-decay_rate in float32. muon.test.ts and adafactor.test.ts compare
+    // ours with the formulas in float64.
+    if (file === "muon.torch" || file === "adafactor.optax") return;
+    for (const testCase of cases) test(`${testCase.name} is within 1e-12 of the peer`, () => run(testCase));
   });
 }

@@ -179,7 +179,7 @@ suite("what needs the whole tensor is refused", () => {
       refused(
         { optimizer: variant.optimizer, ...(variant.isGlobal && { clip: { total_norm: 1 } }) },
         "/slices/w",
-        /the whole tensor, which (lamb|lars|(adam|adamw|lion) with caution).* needs.*131072/s,
+        /the whole tensor, which (lamb|lars|adafactor|(adam|adamw|lion) with caution).* needs.*131072/s,
       ),
     );
   }

@@ -3,7 +3,8 @@
  * and states.
  */
 import { readdirSync, readFileSync } from "node:fs";
-import { registry } from "../../src/optimizers/registry.ts";
+import { slotShape } from "../../src/engine/state.ts";
+import { type OptimizerDefinition, registry } from "../../src/optimizers/registry.ts";
 import type { TestState, TestTensor, TestTensors } from "./tensors.ts";
 
 interface RawArray {
@@ -87,6 +88,14 @@ const fromThreeBetas = (
   return { ...rest, ...(peer === "pytorch_optimizer" && { [isAdan ? "no_prox" : "decoupled_weight_decay"]: weight_decouple }) };
 };
 
+/** optax adds eps to the squared gradient, and has no bound of 1/sqrt(t). */
+const fromOptaxAdafactor = ({ eps, decay_rate, clipping_threshold, lr }: Settings): Settings => ({
+  lr,
+  beta2_decay: -(decay_rate as number),
+  d: clipping_threshold ?? 1e30,
+  eps: [Math.sqrt(eps as number), 1e-3],
+});
+
 /** Translates a peer's hyperparameters into stepd's. */
 const translate = (optimizer: string, peer: string, given: Settings): Settings => {
   const {
@@ -102,6 +111,7 @@ const translate = (optimizer: string, peer: string, given: Settings): Settings =
   // torch implements decoupled weight decay as this flag. stepd's nadam and radam have the flag too.
   const rest = ["nadam", "radam"].includes(optimizer) ? { ...common, decoupled_weight_decay: decoupled } : common;
   if (peer === "keras") return fromKeras(rest);
+  if (optimizer === "adafactor") return peer === "optax" ? fromOptaxAdafactor(given) : given;
   if (optimizer === "adan" || optimizer === "ademamix") return fromThreeBetas(optimizer, peer, { ...rest, b1, b2 });
   if (peer === "pytorch_optimizer") return fromPytorchOptimizer(rest);
   if (peer === "timm" && optimizer === "adabelief") {
@@ -208,7 +218,10 @@ export const stateAfter = (testCase: Case, count: number): TestState | null => {
   const slots: Record<string, Record<string, TestTensor>> = {};
   for (const [slot, byName] of Object.entries(slotsAfter(testCase, count, "f32"))) {
     slots[slot] = Object.fromEntries(
-      Object.entries(byName).map(([name, data]) => [name, { shape: testCase.initial[name]?.shape ?? [], data: Float32Array.from(data) }]),
+      Object.entries(byName).map(([name, data]) => {
+        const shape = slotShape(registry.get(testCase.optimizer) as OptimizerDefinition, slot, testCase.initial[name]?.shape ?? []) ?? [];
+        return [name, { shape, data: Float32Array.from(data) }];
+      }),
     );
   }
   const scalars = Object.keys(registry.get(testCase.optimizer)?.scalarSlots ?? {}).map((slot): [string, Record<string, number>] => {

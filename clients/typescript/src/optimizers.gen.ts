@@ -3,6 +3,7 @@
 export const WHOLE_TENSORS: Readonly<Record<string, boolean | string>> = {
   adabelief: false,
   adadelta: false,
+  adafactor: true,
   adagrad: false,
   adam: "caution",
   adamax: false,

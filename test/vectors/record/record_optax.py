@@ -14,6 +14,7 @@ from recording import ODD, Arrays, Case, Peer, Run, record
 _NOT_RECORDED = (
     "accumulator_dtype",
     "clip_value_fn",
+    "dtype_momentum",
     "learning_rate",
     "mu_dtype",
     "mask",
@@ -93,7 +94,25 @@ class OptaxRun(Run):
                         slots[name]["step"] = int(value)
                     elif slot in self._slots:
                         slots[name][self._slots[slot]] = np.asarray(value[name])
+                    elif slot in ("v_row", "v_col", "v"):
+                        slots[name] |= _factor(
+                            slot, np.asarray(value[name]), self._params[name].shape
+                        )
         return slots
+
+
+def _factor(slot: str, value: np.ndarray, shape: tuple[int, ...]) -> Arrays:
+    """Return a slot of Adafactor under torch's name, in torch's shape.
+
+    Unused slots are left out. In v_row, optax reduces the longer axis.
+    """
+    if len(shape) != 2:
+        return {"variance": value} if slot == "v" else {}
+    if slot == "v":
+        return {}
+    if (slot == "v_row") == (shape[0] <= shape[1]):
+        return {"row_var": value.reshape(-1, 1)}
+    return {"col_var": value.reshape(1, -1)}
 
 
 def _peer(name: str, cases: list[Case]) -> Peer:
@@ -106,7 +125,43 @@ def _peer(name: str, cases: list[Case]) -> Peer:
     return Peer(source, lambda case, params: OptaxRun(make, case, params), cases)
 
 
+FACTORED = {"w": (3, 11), "t": (9, 4), "b": (7,), "s": ()}
+
 PEERS = {
+    "adafactor.optax": _peer(
+        "adafactor",
+        [
+            Case(
+                "default",
+                1482203617,
+                {"lr": 0.01, "min_dim_size_to_factor": 1},
+                shapes=FACTORED,
+                steps=8,
+            ),
+            Case(
+                "decay-clip",
+                3150937726,
+                {
+                    "lr": 0.1,
+                    "min_dim_size_to_factor": 1,
+                    "decay_rate": 0.5,
+                    "clipping_threshold": 1.5,
+                },
+                shapes=FACTORED,
+            ),
+            Case(
+                "unclipped",
+                2067751498,
+                {
+                    "lr": 0.2,
+                    "min_dim_size_to_factor": 1,
+                    "decay_rate": 1.0,
+                    "clipping_threshold": None,
+                },
+                shapes=FACTORED,
+            ),
+        ],
+    ),
     "adam.optax": _peer(
         "adam",
         [

@@ -12,6 +12,7 @@ _peer = partial(torch_peer, "torch", f"{torch.__version__.partition('+')[0]}+cpu
 
 OVERFLOW = "g*g overflows f32: peer f32 keeps v=inf and stops moving; f64 does not"
 MATRICES = {"wide": (12, 20), "tall": (33, 5), "row": (1, 7)}
+FACTORED = {"w": (3, 11), "t": (9, 4), "c": (2, 3, 5), "b": (7,), "s": ()}
 BFLOAT16 = "torch iterates in bfloat16 in both runs, so f64 is no reference"
 RESTING = "a tensor without a gradient keeps its state; its step does not advance"
 
@@ -144,6 +145,48 @@ PEERS = {
             ),
             Case("zeros-first", 2703155512, grads="zeros_first"),
             Case("max", 313118536, {"eps": 0.001, "maximize": True}),
+        ],
+    ),
+    "adafactor.torch": _peer(
+        torch.optim.Adafactor,
+        [
+            Case("default", 1861004251, shapes=FACTORED, steps=8),
+            Case(
+                "decay-clip",
+                2941130087,
+                {"lr": 0.1, "beta2_decay": -0.5, "d": 1.5, "weight_decay": 0.1},
+                shapes=FACTORED,
+            ),
+            Case(
+                "eps-max",
+                3307719442,
+                {"lr": 0.05, "eps": (0.5, 2.0), "maximize": True},
+                shapes=FACTORED,
+            ),
+            Case("zeros-first", 516240983, shapes=FACTORED, grads="zeros_first"),
+            Case("missing", 1190433658, {"lr": 0.2}, shapes=FACTORED, grads="missing"),
+            Case(
+                "sparse",
+                4023317206,
+                {"eps": (1e-6, 1e-3)},
+                shapes=FACTORED,
+                grads="sparse",
+            ),
+            Case(
+                "tiny",
+                774205519,
+                {"eps": (1e-12, 1e-3)},
+                shapes=FACTORED,
+                grads="tiny",
+            ),
+            Case("zero-params", 905512377, shapes=FACTORED, grads="zero_params"),
+            Case(
+                "lr-per-step",
+                3650027714,
+                {"weight_decay": 0.1},
+                shapes=FACTORED,
+                lrs=(0.01, 0.5, 1.0, 0.0, 0.3),
+            ),
         ],
     ),
     "adagrad.torch": _peer(

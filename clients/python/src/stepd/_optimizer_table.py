@@ -1,5 +1,5 @@
 # DO NOT EDIT: written by `npm run generate`.
-"""What an optimizer's update of one element depends on."""
+"""What an optimizer needs to know of a tensor, and the shapes of its slots."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from __future__ import annotations
 WHOLE_TENSORS: dict[str, bool | str] = {
     "adabelief": False,
     "adadelta": False,
+    "adafactor": True,
     "adagrad": False,
     "adam": "caution",
     "adamax": False,
@@ -32,3 +33,6 @@ WHOLE_TENSORS: dict[str, bool | str] = {
     "signum": False,
     "yogi": False,
 }
+
+#: The slots whose shape is not that of their parameter.
+OWN_SHAPES = frozenset(["row_var", "col_var"])

@@ -33,8 +33,9 @@ class State(Mapping[str, Array]):
     """An optimizer's state: a result of each step, and an input of the next step.
 
     The state is a read-only mapping. ``<slot>/<parameter>`` is an array of the
-    parameter's shape in float32, or float64 for float64 parameters;
-    ``step/<parameter>`` is an int64 scalar. The arrays are views of the file's bytes.
+    parameter's shape in float32, or float64 for float64 parameters (Adafactor has one
+    number for each row and column); ``step/<parameter>`` is an int64 scalar. The arrays
+    are views of the file's bytes.
     ``state_dtype`` stores moments in bfloat16, or as int8 and uint8 codes with
     ``<slot>.scale/<parameter>``; :meth:`Client.convert` widens them.
     """

@@ -10,6 +10,7 @@ from typing import Any, Literal
 __all__ = [
     "adabelief",
     "adadelta",
+    "adafactor",
     "adagrad",
     "adam",
     "adamax",
@@ -120,6 +121,50 @@ def adadelta(
         "weight_decay": weight_decay,
         "maximize": maximize,
         "state_dtype": state_dtype,
+        "ema": ema,
+    }
+
+
+def adafactor(
+    *,
+    lr: float = 0.01,
+    beta2_decay: float = -0.8,
+    eps: Sequence[float | None] = (None, 0.001),
+    d: float = 1,
+    weight_decay: float = 0,
+    maximize: bool = False,
+    ema: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Adafactor.
+
+    w = t^beta2_decay; from two axes on: row_var = lerp(row_var, mean of g^2 by row, w),
+    col_var = lerp(col_var, mean of g^2 by column, w), v =
+    row_var*col_var/max(mean(row_var), eps1); else v = variance = lerp(variance, g^2,
+    w); u = g/sqrt(max(v, eps1^2)); p -= lr*weight_decay*p + max(eps2, rms(p))*min(lr,
+    1/sqrt(t)) * u/max(1, rms(u)/d).
+
+    lr: Upper bound of the relative step size 1/sqrt(t), and factor of weight_decay;
+        with a schedule, its base rate.
+    beta2_decay: The second moment's weight of the new gradient at step t is
+        t^beta2_decay.
+    eps: eps1, the smallest divisor of the update: null is 2^-23 for parameters
+        below F64, and 2^-52 for F64; and eps2, the smallest root mean square of the
+        parameter, a number.
+    d: Largest root mean square of an update; a larger update is scaled down.
+    weight_decay: Decoupled weight decay: lr*weight_decay times the parameter is
+        subtracted from the parameter.
+    maximize: Go up the gradient instead of down.
+    ema: Average of the parameters over the steps, in the slot ema: {decay}, as
+        torch's AveragedModel computes it; null keeps no average.
+    """
+    return {
+        "name": "adafactor",
+        "lr": lr,
+        "beta2_decay": beta2_decay,
+        "eps": eps,
+        "d": d,
+        "weight_decay": weight_decay,
+        "maximize": maximize,
         "ema": ema,
     }
 

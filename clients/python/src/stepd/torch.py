@@ -26,6 +26,7 @@ from ._calls import StepResult
 from ._checks import require_count
 from ._client import Client
 from ._norms import clips_by_norm
+from ._optimizer_table import OWN_SHAPES, WHOLE_TENSORS
 from ._options import STEP_OPTIONS, StepOptions, nearest
 from ._overlap import Arrivals, Usefulness, buckets
 from ._resident import ResidentRun, copied
@@ -62,10 +63,6 @@ from ._torch_tensors import (
 )
 
 _MASTER = "master_param"
-
-
-#: The step of these optimizers depends on the norm of a whole tensor.
-_NEEDS_WHOLE_TENSORS = frozenset(["lamb", "lars"])
 
 #: The calls of a step that run at once, with ``overlap``.
 _CONNECTIONS = 4
@@ -418,11 +415,11 @@ class RemoteOptimizer(torch.optim.Optimizer):
         options = self.options
         which = None
         whole = next(
-            (one["name"] for one in optimizers if one["name"] in _NEEDS_WHOLE_TENSORS),
+            (o["name"] for o in optimizers if WHOLE_TENSORS.get(o["name"]) is True),
             None,
         )
         if whole is not None:
-            which = f"{whole} needs the norm of whole tensors"
+            which = f"{whole} needs whole tensors"
         elif any(_is_narrow(optimizer) for optimizer in optimizers):
             which = "state_dtype rounds by an element's place in the whole tensor"
         elif any(optimizer.get("caution") for optimizer in optimizers):
@@ -528,7 +525,9 @@ class RemoteOptimizer(torch.optim.Optimizer):
                 )
             if slot in kind.scales:
                 continue
-            if slot in kind.slots and value.shape != param.shape:
+            # The server checks the shapes of the other slots.
+            is_shaped = slot in kind.slots and slot not in OWN_SHAPES
+            if is_shaped and value.shape != param.shape:
                 found = f"{list(value.shape)} for a parameter of {list(param.shape)}"
                 raise ValueError(f"the state has {slot} of shape {found}")
 

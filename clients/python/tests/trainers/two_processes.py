@@ -259,6 +259,8 @@ class Run:
         cases: dict[str, dict[str, Any]] = {
             "lamb": {"name": "lamb"},
             "lars": {"name": "lars"},
+            "muon": {"name": "muon"},
+            "adafactor": {"name": "adafactor"},
             "caution": {"name": "lion", "caution": True},
             "clip": {"clip": {"max_norm": 1.0}},
             "stats": {"stats": "global"},

@@ -20,6 +20,7 @@ export const TOOLS: Readonly<Record<string, string>> = {
   "test/cli/serve.test.ts": "OpenSSL",
   "test/deploy": "HAProxy, Helm, Go, Python and systemd",
   "test/examples": "Python, Go and Chromium",
+  "test/fuzz": "minutes",
   "test/hostile/floods.test.ts": "minutes",
   "test/hostile/many.test.ts": "minutes",
   "test/hostile/memory.test.ts": "minutes",

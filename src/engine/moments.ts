@@ -1,4 +1,4 @@
-/** Converts a state's moments to F32, BF16 or Q8. Rounds squares as the step with the state's step count would round them. */
+/** Converts a state's moments to F32, BF16 or Q8. Rounds moments as the step with the state's step count would round them. */
 import type { Lease } from "../arena/arena.ts";
 import { bytesOf } from "../codec/dtype.ts";
 import { ITEMS_PER_YIELD, type Task } from "../codec/turns.ts";

@@ -255,6 +255,7 @@ export class Recipes {
       values: tensorAt(STATE, at, dtype),
       scales: isCode(dtype) ? tensorAt(STATE, at + 1, "BF16", BLOCK_ELEMENTS) : undefined,
       wide,
+      work: PARAM_SCRATCH,
     });
     return [...(from === "F32" ? [] : [this.#widenMoment(moment(from, 0))]), ...(to === "F32" ? [] : [this.#narrowMoment(moment(to, 3))])];
   }
@@ -329,7 +330,8 @@ export class Recipes {
       narrow.map((slot) => {
         const { operand: values, stored } = slotAt.get(slot) as { operand: Operand; stored: string };
         const scales = slotAt.get(scaleOf(slot))?.operand;
-        return convert({ slot, kind: moments[slot] as Moment["kind"], dtype: stored, values, scales, wide: momentScratch.get(slot) as Operand });
+        const wide = momentScratch.get(slot) as Operand;
+        return convert({ slot, kind: moments[slot] as Moment["kind"], dtype: stored, values, scales, wide, work: wide });
       });
     const bufferAt = buffersOf(input);
     const stored = tensorAt(PARAMS, PARAM_AT, param);
@@ -387,12 +389,11 @@ export class Recipes {
     return { kernel: this.#kernel(`moments_${kind}_q8_f32`), operands: [values, scales, wide], scalars: noScalars };
   }
 
-  #narrowMoment({ slot, kind, values, scales, wide }: Moment): KernelCall {
-    if (kind === "signed" && !scales) return this.#convert("f32_bf16", wide, values);
+  #narrowMoment({ slot, kind, values, scales, wide, work }: Moment): KernelCall {
     return {
-      kernel: this.#kernel(`moments_${kind}_f32_${scales ? "q8" : "bf16"}`),
-      operands: [wide, values, ...(scales ? [scales] : []), ...(kind === "square" ? [ELEMENT_INDEX] : [])],
-      scalars: kind === "square" ? ({ context, target: { name } }) => noiseKey(`${context.step}/${slot}/${name}`) : noScalars,
+      kernel: this.#kernel(scales ? `moments_${kind}_f32_q8` : "moments_f32_bf16"),
+      operands: [wide, work, values, ...(scales ? [scales] : []), ELEMENT_INDEX],
+      scalars: ({ context, target: { name } }) => noiseKey(`${context.step}/${slot}/${name}`),
     };
   }
 
@@ -450,6 +451,8 @@ interface Moment {
   /** The scales of Q8; undefined for BF16. */
   readonly scales: Operand | undefined;
   readonly wide: Operand;
+  /** Memory for the rounded values before they are packed, as large as `wide`. It may be `wide` itself. */
+  readonly work: Operand;
 }
 
 /** The key of the noise of stochastic rounding. Noise depends only on the key and the element, so workers and sharding do not change it. */

@@ -143,8 +143,8 @@ export interface OptimizerDefinition<H extends Hyperparameters = Hyperparameters
   /** All slots that a state of this optimizer may contain. */
   readonly allSlots: readonly string[];
   /**
-   * The slots that `state_dtype` stores in a narrow format. A `signed` slot is rounded to nearest; a slot of squares, which are
-   * never negative, is rounded stochastically. Other slots stay in the arithmetic dtype.
+   * The slots that `state_dtype` stores in a narrow format: `signed`, or `square` if they are never negative. Other slots stay in the
+   * arithmetic dtype.
    */
   readonly moments?: Readonly<Record<string, "signed" | "square">>;
   /** Slots that a state may lack even after the first step. A missing slot starts at zero, and `isFirst` is true, as in torch. */

@@ -15,7 +15,7 @@ import { rectificationOf } from "./_rectification.ts";
 export default defineOptimizer({
   name: "adabelief",
   title: "AdaBelief",
-  revision: 1,
+  revision: 2,
   family: "adabelief",
   formula: "m = lerp(m, g, 1-beta1); s = lerp(s, (g - m)^2, 1-beta2) + eps_root; p -= lr * m/(1-beta1^t) / (sqrt(s/(1-beta2^t)) + eps)",
   references: [

@@ -32,7 +32,7 @@ import { defineOptimizer, rate, stateDtype } from "./_define.ts";
 export default defineOptimizer({
   name: "adam",
   title: "Adam",
-  revision: 1,
+  revision: 2,
   family: "adam",
   formula: "g += weight_decay*p; m = lerp(m, g, 1-beta1); v = lerp(v, g^2, 1-beta2); p -= lr * m/(1-beta1^t) / (sqrt(v/(1-beta2^t)) + eps)",
   references: [

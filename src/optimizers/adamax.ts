@@ -11,7 +11,7 @@ import { defineOptimizer, rate, stateDtype } from "./_define.ts";
 export default defineOptimizer({
   name: "adamax",
   title: "Adamax",
-  revision: 1,
+  revision: 2,
   family: "adamax",
   formula: "g += weight_decay*p; m = lerp(m, g, 1-beta1); u = max(beta2*u, |g| + eps); p -= lr/(1-beta1^t) * m/u",
   references: ["Kingma & Ba, 2015, section 7.1, https://arxiv.org/abs/1412.6980", "peer: torch.optim.Adamax"],

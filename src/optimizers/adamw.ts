@@ -31,7 +31,7 @@ import { defineOptimizer, rate, stateDtype } from "./_define.ts";
 export default defineOptimizer({
   name: "adamw",
   title: "AdamW",
-  revision: 1,
+  revision: 2,
   family: "adam",
   formula:
     "m = lerp(m, g, 1-beta1); v = lerp(v, g^2, 1-beta2); p -= scale*weight_decay*p + lr * m/(1-beta1^t) / (sqrt(v/(1-beta2^t)) + eps), scale = lr, lr_t/lr or 1 by weight_decay_scale",

@@ -16,7 +16,7 @@ import { defineOptimizer, flag, optional, rate, stateDtype, threeBetas } from ".
 export default defineOptimizer({
   name: "adan",
   title: "Adan",
-  revision: 1,
+  revision: 2,
   family: "adan",
   formula:
     "d = g - g_previous; m = lerp(m, g, 1-beta1); n = lerp(n, d, 1-beta2); v = lerp(v, (g + w*d)^2, 1-beta3); u = (m/(1-beta1^t) + w*n/(1-beta2^t)) / (sqrt(v/(1-beta3^t) + eps_root) + eps); p = (p - lr*u) / (1 + lr*weight_decay), with no_prox p -= lr*(weight_decay*p + u)",

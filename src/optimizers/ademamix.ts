@@ -29,7 +29,7 @@ const warmedUp = (
 export default defineOptimizer({
   name: "ademamix",
   title: "AdEMAMix",
-  revision: 1,
+  revision: 2,
   family: "ademamix",
   formula:
     "m = lerp(m, g, 1-beta1); s = lerp(s, g, 1-beta3_t); v = lerp(v, g^2, 1-beta2); p -= lr * (m/(1-beta1^t) + alpha_t*s) / (sqrt(v/(1-beta2^t) + eps_root) + eps); alpha_t and beta3_t grow over the first t_alpha_beta3 steps",

@@ -14,7 +14,7 @@ import { defineOptimizer, flag, rate, stateDtype } from "./_define.ts";
 export default defineOptimizer({
   name: "adopt",
   title: "ADOPT",
-  revision: 1,
+  revision: 2,
   family: "adopt",
   formula: "n = clamp(g/max(sqrt(v), eps), +-(t-1)^clip_exp); m = lerp(m, n, 1-beta1); p -= lr*m; v = lerp(v, g^2, 1-beta2); first step: v = g^2 alone",
   references: ["Taniguchi et al., 2024, https://arxiv.org/abs/2411.02853", "peers: optax.contrib.adopt; timm.optim.Adopt (clip_exp 0.333)"],

@@ -15,7 +15,7 @@ import { choice, defineOptimizer, flag, optional, rate, type Stage, type StepCon
 export default defineOptimizer({
   name: "lamb",
   title: "LAMB",
-  revision: 1,
+  revision: 2,
   family: "adam",
   formula:
     "m, v as in adam; u = mhat/(sqrt(vhat) + eps) + weight_decay*p; p -= lr * trust_ratio * u, trust_ratio = |p|/|u| (1 where either is 0) within [trust_min, trust_max]",

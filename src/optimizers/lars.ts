@@ -37,7 +37,7 @@ const trustRatio = (settings: Settings, { sums, lr }: Pick<StepContext, "sums" |
 export default defineOptimizer({
   name: "lars",
   title: "LARS",
-  revision: 1,
+  revision: 2,
   family: "lars",
   formula:
     "d = ratio*(g + weight_decay*p), ratio = trust_coefficient*|p|/(|g| + weight_decay*|p| + eps) (1 where a norm is 0); buf = momentum*buf + (1-dampening)*d (first step: buf = d); p -= lr * (nesterov ? d + momentum*buf : buf)",

@@ -13,7 +13,7 @@ import { defineOptimizer, rate, stateDtype } from "./_define.ts";
 export default defineOptimizer({
   name: "lion",
   title: "Lion",
-  revision: 1,
+  revision: 2,
   family: "lion",
   formula: "u = sign(lerp(m, g, 1-beta1)); p -= lr*weight_decay*p + lr*u; m = lerp(m, g, 1-beta2)",
   references: [

@@ -79,7 +79,7 @@ const copy = (source: string, target: string, rows: number, columns: number, isT
 export default defineOptimizer({
   name: "muon",
   title: "Muon",
-  revision: 1,
+  revision: 2,
   family: "muon",
   formula:
     "buf = lerp(buf, g, 1-momentum); u = nesterov ? lerp(g, buf, momentum) : buf; X = u/max(|u|, eps); ns_steps times: A = X*X', X = a*X + (b*A + c*A*A)*X; p -= lr*weight_decay*p + lr*scale*X, scale by adjust_lr_fn from R rows and C columns: original sqrt(max(1, R/C)), match_rms_adamw 0.2*sqrt(max(R, C)), spectral_unclamped sqrt(R/C)",

@@ -49,7 +49,7 @@ const productAfter = (values: MomentumValues, context: StepContext): number => {
 export default defineOptimizer({
   name: "nadam",
   title: "NAdam",
-  revision: 1,
+  revision: 2,
   family: "adam",
   formula:
     "m, v as in adam; mu_t = beta1*(1 - 0.96^(t*momentum_decay)/2); P = mu_1*...*mu_t; p -= lr * ((1-mu_t)/(1-P)*g + mu_{t+1}/(1-P*mu_{t+1})*m) / (sqrt(v/(1-beta2^t)) + eps)",

@@ -12,7 +12,7 @@ import { defineOptimizer, pair, rate, stateDtype } from "./_define.ts";
 export default defineOptimizer({
   name: "qhadam",
   title: "QHAdam",
-  revision: 1,
+  revision: 2,
   family: "adam",
   formula:
     "g += weight_decay*p; m, v as in adam; p -= lr * (nu1*mhat + (1-nu1)*g) / (sqrt(nu2*vhat + (1-nu2)*g^2) + eps), mhat = m/(1-beta1^t), vhat = v/(1-beta2^t)",

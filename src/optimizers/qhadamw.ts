@@ -11,7 +11,7 @@ import { defineOptimizer, pair, rate, stateDtype } from "./_define.ts";
 export default defineOptimizer({
   name: "qhadamw",
   title: "QHAdamW",
-  revision: 1,
+  revision: 2,
   family: "adam",
   formula:
     "m, v as in adamw; p -= scale*weight_decay*p + lr * (nu1*mhat + (1-nu1)*g) / (sqrt(nu2*vhat + (1-nu2)*g^2) + eps), scale = lr, lr_t/lr or 1 by weight_decay_scale",

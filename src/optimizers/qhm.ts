@@ -12,7 +12,7 @@ import { choice, defineOptimizer, number, rate, stateDtype } from "./_define.ts"
 export default defineOptimizer({
   name: "qhm",
   title: "QHM",
-  revision: 1,
+  revision: 2,
   family: "qhm",
   formula: "g += weight_decay*p (type grad); buf = lerp(buf, g, 1-momentum); p -= lr*weight_decay*p (type direct) + lr * (nu*buf + (1-nu)*g)",
   references: ["Ma & Yarats, 2019, https://arxiv.org/abs/1810.06801", "peer: qhoptim.pyt.QHM"],

@@ -15,7 +15,7 @@ import { rectificationOf } from "./_rectification.ts";
 export default defineOptimizer({
   name: "radam",
   title: "RAdam",
-  revision: 1,
+  revision: 2,
   family: "adam",
   formula: "m, v as in adam; rho = rho_inf - 2t*beta2^t/(1-beta2^t); p -= lr * m/(1-beta1^t) * (rho > 5 ? rect(rho)*sqrt(1-beta2^t)/(sqrt(v) + eps) : 1)",
   references: ["Liu et al., 2020, https://arxiv.org/abs/1908.03265", "peer: torch.optim.RAdam"],

@@ -16,7 +16,7 @@ import { defineOptimizer, flag, rate, stateDtype } from "./_define.ts";
 export default defineOptimizer({
   name: "rmsprop",
   title: "RMSprop",
-  revision: 2,
+  revision: 3,
   family: "rmsprop",
   formula:
     "g += weight_decay*p; s = lerp(s, g^2, 1-alpha); q = centered ? max(s - h^2, 0), h = lerp(h, g, 1-alpha) : s; u = g/(sqrt(q + eps_root) + eps); p -= lr * (momentum ? buf = momentum*buf + u : u)",

@@ -12,7 +12,7 @@ import { defineOptimizer, flag, number, rate, stateDtype } from "./_define.ts";
 export default defineOptimizer({
   name: "sgd",
   title: "SGD",
-  revision: 1,
+  revision: 2,
   family: "sgd",
   formula: "g += weight_decay*p; buf = momentum*buf + (1-dampening)*g (first step: buf = g); p -= lr * (nesterov ? g + momentum*buf : momentum ? buf : g)",
   references: ["Sutskever, Martens, Dahl & Hinton, 2013, https://proceedings.mlr.press/v28/sutskever13.html", "peer: torch.optim.SGD"],

@@ -12,7 +12,7 @@ import { defineOptimizer, rate, stateDtype } from "./_define.ts";
 export default defineOptimizer({
   name: "signum",
   title: "Signum",
-  revision: 1,
+  revision: 2,
   family: "signum",
   formula: "buf = lerp(buf, g, 1-momentum); p -= lr*sign(buf)",
   references: ["Bernstein et al., 2018, https://arxiv.org/abs/1802.04434", "peers: pytorch_optimizer.SignSGD; optax.signum"],

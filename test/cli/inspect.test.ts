@@ -12,7 +12,7 @@ const FIXTURE = join(root, "test/fixtures/adamw.safetensors");
 test("inspect reads a state written by another library", async () => {
   const { code, stdout, stderr } = await stepd("inspect", FIXTURE);
   assert.equal(code, 0, stderr);
-  const expected = `${FIXTURE}: state of adamw, revision 1, 616 B
+  const expected = `${FIXTURE}: state of adamw, revision 2, 616 B
 steps:      41
 parameters: 2
 slots:      exp_avg, exp_avg_sq

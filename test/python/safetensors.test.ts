@@ -7,6 +7,7 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import os from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
+import { registry } from "../../src/optimizers/registry.ts";
 import { runPython } from "../support/python.ts";
 import { TestService } from "../support/service.ts";
 import { randomTensors, readFile, readState, writeState, writeTensors } from "../support/tensors.ts";
@@ -42,7 +43,7 @@ for (const optimizer of [{ name: "adamw", amsgrad: true }, { name: "sgd", lr: 0.
       writeFileSync(ours, second.state);
       const seen = JSON.parse(await runPython("test/python/state.py", ours, theirs)) as PythonView;
 
-      assert.deepEqual(seen.metadata, { format: "stepd.state/1", optimizer: optimizer.name, revision: "1" });
+      assert.deepEqual(seen.metadata, { format: "stepd.state/1", optimizer: optimizer.name, revision: String(registry.get(optimizer.name)?.revision) });
       const { steps, slots } = readState(second.state);
       const expected = new Map<string, unknown>(Object.entries(steps).map(([name, step]) => [`step/${name}`, { dtype: "int64", shape: [], values: [step] }]));
       for (const [slot, tensors] of Object.entries(slots)) {

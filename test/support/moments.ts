@@ -1,7 +1,6 @@
 /** Encodes and decodes the narrow formats of moments as docs/state-format.md specifies, without the code under test. */
 import { createHash } from "node:crypto";
 import { rawTensors, readFile } from "./tensors.ts";
-import { toBf16 } from "./typed.ts";
 
 export type Kind = "signed" | "square";
 
@@ -40,17 +39,13 @@ const scaleOf = (block: Float32Array, kind: Kind): number => {
   return up === Number.POSITIVE_INFINITY && Number.isFinite(largest) ? value(0x7f7f0000) : up;
 };
 
-/** Rounds a value above -0.5 to the nearest whole number, ties to even. */
-const nearest = (x: number): number => {
-  const down = Math.floor(x);
-  const rest = x - down;
-  return rest > 0.5 || (rest === 0.5 && down % 2 !== 0) ? down + 1 : down;
-};
-
-const signedCode = (m: number, scale: number): number => {
+const signedCode = (m: number, scale: number, noise: number): number => {
   if (!(scale > 0 && scale < Number.POSITIVE_INFINITY)) return 0;
-  const half = f(m * 0.5);
-  return nearest(f(254 * f(half / f(f(scale * 0.5) + Math.abs(half)))));
+  const half = f(Math.abs(m) * 0.5);
+  const x = f(254 * f(half / f(f(scale * 0.5) + half)));
+  const down = Math.floor(x);
+  const goesUp = f(f(noise / 65536) * f(254 - x)) < f(f(x - down) * f(253 - down));
+  return Math.sign(m) * (down + (goesUp ? 1 : 0));
 };
 
 const squareCode = (v: number, scale: number, noise: number): number => {
@@ -86,7 +81,6 @@ export const decode = ({ dtype, bytes, scales }: Stored): Float32Array => {
 export const encode = (values: Float32Array, dtype: string, kind: Kind, seed: string): Stored => {
   const noiseAt = noise(seed);
   if (dtype === "BF16") {
-    if (kind === "signed") return { dtype, bytes: ofHalves([...values].map(toBf16)) };
     const rounded = values.map((v, index) => (Number.isNaN(v) ? v : value(((bits(v) + noiseAt(index)) & 0xffff0000) >>> 0)));
     return { dtype, bytes: ofHalves([...rounded]) };
   }
@@ -97,7 +91,7 @@ export const encode = (values: Float32Array, dtype: string, kind: Kind, seed: st
       ? []
       : [...values].map((v, index) => {
           const scale = scales[Math.floor(index / BLOCK)] as number;
-          return kind === "signed" ? signedCode(v, scale) : squareCode(v, scale, noiseAt(index));
+          return kind === "signed" ? signedCode(v, scale, noiseAt(index)) : squareCode(v, scale, noiseAt(index));
         });
   return { dtype, bytes: Buffer.from(Uint8Array.from(codes, (code) => code & 0xff)), scales: ofHalves(scales) };
 };

@@ -28,7 +28,7 @@ def state_of(client: stepd.Client, steps: int = 2) -> stepd.State:
 
 def test_is_a_mapping_without_copies(client: stepd.Client) -> None:
     state = state_of(client)
-    assert (state.optimizer, state.revision) == ("nadam", 1)
+    assert (state.optimizer, state.revision) == ("nadam", 2)
     assert state.steps == {"a/b": 2, "c": 2, "\U0001f600": 2}
     assert state.step == 2
     assert set(state.slots) == {"exp_avg", "exp_avg_sq", "mu_product"}

@@ -154,6 +154,32 @@ const operandAddress = (address: number, offset: number, scratchAddress: number)
 /** A compiled kernel. Its arguments are operand addresses, the element count, and the address of the scalars. Returns true for a suspect result. */
 export type Kernel = (...operands: number[]) => number | undefined;
 
+/**
+ * Calls a kernel with pointers, an element count and the address of its scalars. A call with spread arguments takes 0.8 microseconds, as
+ * long as AdamW on 2,000 elements (measured).
+ */
+const invoke = (kernel: Kernel, pointers: readonly number[], count: number, scalars: number): number | undefined => {
+  const [a, b, c, d, e, f, g] = pointers as [number, number, number, number, number, number, number];
+  switch (pointers.length) {
+    case 1:
+      return kernel(a, count, scalars);
+    case 2:
+      return kernel(a, b, count, scalars);
+    case 3:
+      return kernel(a, b, c, count, scalars);
+    case 4:
+      return kernel(a, b, c, d, count, scalars);
+    case 5:
+      return kernel(a, b, c, d, e, count, scalars);
+    case 6:
+      return kernel(a, b, c, d, e, f, count, scalars);
+    case 7:
+      return kernel(a, b, c, d, e, f, g, count, scalars);
+    default:
+      return kernel(...pointers, count, scalars);
+  }
+};
+
 /** Runs all calls of one shard on the current thread. */
 export const runShard = (words: Float64Array, shard: number, kernels: readonly Kernel[], scratch: Scratch): void => {
   const word = (at: number): number => words[at] as number;
@@ -166,10 +192,10 @@ export const runShard = (words: Float64Array, shard: number, kernels: readonly K
     if (word(at + 1) === 1) {
       const blocked: BlockedCall[] = [];
       for (; calls > 0 && word(at + 1) === 1; calls--) {
-        blocked.push(blockedCall(words, at, blocked.length, scratch));
+        blocked.push(blockedCall(words, at, start, blocked.length, kernels, scratch));
         at += 4 + 2 * word(at + 2) + word(at + 3);
       }
-      if (runBlocks(blocked, start, count, kernels, scratch.address)) words[unit] = 1;
+      if (runBlocks(blocked, count)) words[unit] = 1;
       if (calls === 0) break;
     }
     const kernel = kernels[word(at)] as Kernel;
@@ -179,45 +205,44 @@ export const runShard = (words: Float64Array, shard: number, kernels: readonly K
     const operands: number[] = [];
     for (let i = 0; i < pointers; i++, at += 2) operands.push(operandAddress(word(at), start * word(at + 1), scratch.address));
     for (let i = 0; i < scalars; i++) scratch.scalars[i] = word(at++);
-    if (kernel(...operands, count, scratch.scalars.byteOffset)) words[unit] = 1;
+    if (invoke(kernel, operands, count, scratch.scalars.byteOffset)) words[unit] = 1;
   }
 };
 
 /** A call that runs block by block. Its scalars have their own memory. */
 interface BlockedCall {
-  readonly kernel: number;
-  readonly addresses: Float64Array;
-  readonly strides: Float64Array;
+  readonly kernel: Kernel;
+  /** The addresses of the next block. */
+  readonly pointers: number[];
+  /** The distances from a block to the next, in bytes. */
+  readonly strides: readonly number[];
   readonly scalars: number;
 }
 
-const blockedCall = (words: Float64Array, at: number, index: number, scratch: Scratch): BlockedCall => {
-  const pointers = words[at + 2] as number;
+const blockedCall = (words: Float64Array, at: number, start: number, index: number, kernels: readonly Kernel[], scratch: Scratch): BlockedCall => {
   const first = index * MAX_SCALARS;
-  const scalarsAt = at + 4 + 2 * pointers;
+  const scalarsAt = at + 4 + 2 * (words[at + 2] as number);
   scratch.scalars.set(words.subarray(scalarsAt, scalarsAt + (words[at + 3] as number)), first);
-  const pairs = words.subarray(at + 4, scalarsAt);
-  return {
-    kernel: words[at] as number,
-    addresses: pairs.filter((_, word) => word % 2 === 0),
-    strides: pairs.filter((_, word) => word % 2 === 1),
-    scalars: scratch.scalars.byteOffset + first * Float64Array.BYTES_PER_ELEMENT,
-  };
+  const pointers: number[] = [];
+  const strides: number[] = [];
+  for (let word = at + 4; word < scalarsAt; word += 2) {
+    const address = words[word] as number;
+    const stride = words[word + 1] as number;
+    pointers.push(operandAddress(address, start * stride, scratch.address));
+    strides.push(address === 0 ? 0 : stride * BLOCK);
+  }
+  const kernel = kernels[words[at] as number] as Kernel;
+  return { kernel, pointers, strides, scalars: scratch.scalars.byteOffset + first * Float64Array.BYTES_PER_ELEMENT };
 };
 
 /** Runs all calls on one block of a shard, then on the next block. Returns true if a result is suspect. */
-const runBlocks = (calls: readonly BlockedCall[], start: number, count: number, kernels: readonly Kernel[], scratchAddress: number): boolean => {
+const runBlocks = (calls: readonly BlockedCall[], count: number): boolean => {
   let isSuspect = false;
-  for (let done = 0; done < count; done += BLOCK) {
-    const length = Math.min(BLOCK, count - done);
-    for (const { kernel, addresses, strides, scalars } of calls) {
-      const operands: number[] = [];
-      for (let i = 0; i < addresses.length; i++) {
-        const address = addresses[i] as number;
-        const stride = strides[i] as number;
-        operands.push(operandAddress(address, (start + done) * stride, scratchAddress) + (address < 0 ? done * stride : 0));
-      }
-      if ((kernels[kernel] as Kernel)(...operands, length, scalars)) isSuspect = true;
+  for (let left = count; left > 0; left -= BLOCK) {
+    const length = Math.min(BLOCK, left);
+    for (const { kernel, pointers, strides, scalars } of calls) {
+      if (invoke(kernel, pointers, length, scalars)) isSuspect = true;
+      for (let i = 0; i < pointers.length; i++) pointers[i] = (pointers[i] as number) + (strides[i] as number);
     }
   }
   return isSuspect;

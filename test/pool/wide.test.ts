@@ -95,9 +95,8 @@ const PASSES: readonly Call[] = [
   ...["scale", "divide", "clamp"].map((name) => ({ kernel: `gradient_${name}_f32`, pointers: 1, scalars: [2] })),
   ...["bf16_f32", "f16_f32", "f32_bf16", "f32_f16"].map((name) => ({ kernel: `convert_${name}`, pointers: 2, scalars: [] })),
   { kernel: "convert_stochastic_f32_bf16", pointers: 3, scalars: [1, 2] },
-  { kernel: "moments_square_f32_bf16", pointers: 3, scalars: [1, 2] },
-  { kernel: "moments_signed_f32_q8", pointers: 3, scalars: [] },
-  { kernel: "moments_square_f32_q8", pointers: 4, scalars: [1, 2] },
+  { kernel: "moments_f32_bf16", pointers: 4, scalars: [1, 2] },
+  ...["signed", "square"].map((kind) => ({ kernel: `moments_${kind}_f32_q8`, pointers: 5, scalars: [1, 2] })),
   ...["signed", "square"].map((kind) => ({ kernel: `moments_${kind}_q8_f32`, pointers: 3, scalars: [] })),
 ];
 

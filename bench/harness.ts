@@ -57,7 +57,7 @@ export const jobsOf = ({ optimizer, values = {} }: Case, elements: number, memor
           const slot = slots.indexOf(operand);
           return slot < 0 ? { address: 0, stride: 0 } : { address: slot === 0 ? memory.slot0 : memory.slot1, stride: FLOAT };
         }),
-        scalars: scalars({ step: 10, lr: 1e-3, isFirst: false, elements, sums: [[1, 1]], scalarSlots: {} }),
+        scalars: scalars({ step: 10, lr: 1e-3, isFirst: false, elements, sums: [[1, 1]], allSums: [[1, 1]], scalarSlots: {} }),
       },
     ],
   }));

@@ -48,6 +48,7 @@ ${allList(Object.keys(errors).map(classOf).sort())}
 ${classes.join("\n")}`,
 );
 
+const allTensors = [...registry.values()].filter(({ shared }) => shared).map(({ name }) => name);
 /** The slots of matrices that have another shape than their parameter. */
 const ownShapes = [...registry.values()].flatMap(({ allSlots, shapes }) =>
   allSlots.filter((slot) => shapes?.slotShape && !["", "2,2"].includes(String(shapes.slotShape(slot, [2, 2]) ?? ""))),
@@ -65,6 +66,9 @@ from __future__ import annotations
 #: Whether an optimizer needs whole tensors: always, never, or with a hyperparameter.
 WHOLE_TENSORS: dict[str, bool | str] = {
 ${needs.join("")}}
+
+#: The optimizers whose step needs all of their tensors in one call.
+ALL_TENSORS = frozenset([${allTensors.map((name) => `"${name}"`).join(", ")}])
 
 #: The slots whose shape is not that of their parameter.
 OWN_SHAPES = frozenset([${ownShapes.map((slot) => `"${slot}"`).join(", ")}])

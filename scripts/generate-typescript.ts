@@ -27,6 +27,7 @@ writeFileSync(
   `// DO NOT EDIT: written by \`npm run generate\`.\n/** The names of all errors of the server. */\nexport type ErrorName =\n  | ${names.join("\n  | ")};\n`,
 );
 
+const allTensors = [...registry.values()].filter(({ shared }) => shared).map(({ name }) => name);
 const needs = [...registry.values()].map(({ name, wholeTensors = false }) => `  ${name}: ${JSON.stringify(wholeTensors)},\n`);
 writeFileSync(
   join(target, "optimizers.gen.ts"),
@@ -34,5 +35,8 @@ writeFileSync(
 /** Whether an optimizer needs whole tensors: always, never, or with a hyperparameter. */
 export const WHOLE_TENSORS: Readonly<Record<string, boolean | string>> = {
 ${needs.join("")}};
+
+/** The optimizers whose step needs all of their tensors in one call. */
+export const ALL_TENSORS: readonly string[] = ${JSON.stringify(allTensors)};
 `,
 );

@@ -20,6 +20,7 @@ var wholeTensors = map[string]string{
 	"lion":                "caution",
 	"muon":                "*",
 	"nadam":               "",
+	"prodigy":             "*",
 	"qhadam":              "",
 	"qhadamw":             "",
 	"qhm":                 "",
@@ -31,4 +32,9 @@ var wholeTensors = map[string]string{
 	"sgd":                 "",
 	"signum":              "",
 	"yogi":                "",
+}
+
+// allTensors has the optimizers whose step needs all of their tensors in one call.
+var allTensors = map[string]bool{
+	"prodigy": true,
 }

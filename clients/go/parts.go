@@ -158,7 +158,7 @@ func (c *Client) splits(request StepRequest) bool {
 	}
 	names, _ := optimizersOf(request)
 	for _, name := range names {
-		if _, ok := wholeTensors[name]; !ok {
+		if _, ok := wholeTensors[name]; !ok || allTensors[name] {
 			return false
 		}
 	}

@@ -133,6 +133,12 @@ func (s *Sharded) Step(ctx context.Context, request StepRequest) (*StepResult, e
 	if err := checkOptimizer(request.Optimizer); err != nil {
 		return nil, err
 	}
+	names, _ := optimizersOf(request)
+	for _, name := range names {
+		if allTensors[name] {
+			return nil, fmt.Errorf("stepd: Optimizer: Sharded sends a step as several calls, but %s needs all tensors in one; a Client sends one", name)
+		}
+	}
 	if err := request.State.check(); err != nil {
 		return nil, err
 	}

@@ -301,6 +301,18 @@ func TestShardedStats(t *testing.T) {
 	}
 }
 
+func TestShardedRefusesAnOptimizerThatNeedsAllTensors(t *testing.T) {
+	request := StepRequest{Optimizer: Optimizer{"name": "adamw"}, Params: model(1), Grads: model(2)}
+	request.Groups = []Group{{Tensors: []string{"*"}, Optimizer: Optimizer{"name": "prodigy"}}}
+	_, err := newSharded(t, shared.url).Step(testContext(t), request)
+	if err == nil || !strings.Contains(err.Error(), "prodigy needs all tensors") {
+		t.Fatal(err)
+	}
+	if _, err := newClient(t, shared.url).Step(testContext(t), request); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // killer kills a server during the upload of its nth step.
 type killer struct {
 	http.RoundTripper

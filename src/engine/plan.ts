@@ -43,6 +43,7 @@ export const planOf = ({ optimizer, groups = [], schedule }: PlanOptions): Plan 
     requireCommonLimit(own, base, groups[index]?.optimizer["name"] !== undefined);
     return own;
   });
+  requireSharedValues([base, ...settings]);
   const groupOf = groupFinder(groups);
   const evaluate = schedule && prepare(schedule);
   return {
@@ -85,6 +86,20 @@ const requireCommonLimit = (own: Settings, base: Settings, isNamed: boolean): vo
   if (own.optimizer.normLimit === undefined || limit === normLimit(base) || (isNamed && limit === null)) return;
   const expected = "no value, because it holds for the whole call";
   throw StepdError.mismatch("INVALID_PARAMS", `${own.field}/${own.optimizer.normLimit}`, expected, String(limit));
+};
+
+/** Throws INVALID_PARAMS if groups of one optimizer differ in a hyperparameter that its tensors share. */
+const requireSharedValues = (settings: readonly Settings[]): void => {
+  const first = new Map<OptimizerDefinition, Settings>();
+  for (const own of settings) {
+    const { optimizer, values, field } = own;
+    const { values: expected, field: where } = first.get(optimizer) ?? own;
+    first.set(optimizer, first.get(optimizer) ?? own);
+    for (const key of optimizer.shared?.hyperparameters ?? []) {
+      const [wanted, found] = [JSON.stringify(expected[key]), JSON.stringify(values[key])];
+      if (wanted !== found) throw StepdError.mismatch("INVALID_PARAMS", `${field}/${key}`, `${wanted}, as in ${where}, because all tensors share it`, found);
+    }
+  }
 };
 
 /** Applies a schedule's momentum to `momentum` or to the first of `betas`, as torch does. */

@@ -162,6 +162,6 @@ export class Runner {
   }
 }
 
-export const NO_CONTEXT: StepContext = { step: 0, lr: 0, isFirst: false, elements: 0, sums: [], scalarSlots: {} };
+export const NO_CONTEXT: StepContext = { step: 0, lr: 0, isFirst: false, elements: 0, sums: [], allSums: [], scalarSlots: {} };
 
 const withoutContext = (target: Target): ScalarInputs => ({ context: NO_CONTEXT, scale: 1, target });

@@ -7,7 +7,7 @@ import { bytesOf } from "../codec/dtype.ts";
 import { Parts } from "../codec/parts.ts";
 import { CHEAP_ITEMS_PER_YIELD, inTurns, mapInTurns, mapped, type Task } from "../codec/turns.ts";
 import { StepdError } from "../errors/errors.ts";
-import type { StepContext } from "../optimizers/registry.ts";
+import type { OptimizerDefinition, StepContext } from "../optimizers/registry.ts";
 import type { Pool } from "../pool/pool.ts";
 import type { ElementCounts, Layout, StepTarget } from "./layout.ts";
 import { writeOutput } from "./output.ts";
@@ -90,6 +90,7 @@ export const runStep = async (layout: Layout, progress: Progress, files: StepFil
   const nonFinite = options.non_finite ?? "error";
   const newest = progress.taken.reduce((most, taken) => Math.max(most, taken), 0);
   const results = await mapInTurns(targets, (target, index) => newResult(target, progress, index, files.state));
+  await inTurns(shareScalars(targets, results));
   const work = workBytes === 0 ? 0 : lease.alloc(workBytes);
   const bases = [
     files.params.bytes.byteOffset,
@@ -144,7 +145,9 @@ export const runStep = async (layout: Layout, progress: Progress, files: StepFil
     const storeSums = (target: StepTarget, index: number): void => {
       const result = results[index] as MutableResult;
       const phase = target.recipe.phases[stage];
-      result.context.sums.push(runner.total(target, phase?.stageSums));
+      const sums = runner.total(target, phase?.stageSums);
+      result.context.sums.push(sums);
+      if (target.recipe.optimizer.shared) addSums(result.context.allSums, stage, sums);
       if (phase?.statsSums) result.stats = runner.total(target, phase.statsSums);
     };
     await mapInTurns(targets, storeSums);
@@ -162,7 +165,7 @@ const nonFiniteResults = async (suspected: readonly StepTarget[], runner: Runner
 };
 
 interface MutableResult extends TensorResult {
-  readonly context: StepContext & { readonly sums: number[][] };
+  readonly context: StepContext & { readonly sums: number[][]; allSums: number[][]; scalarSlots: StepContext["scalarSlots"] };
   stats: readonly number[];
 }
 
@@ -178,9 +181,50 @@ const newResult = ({ name, elements, recipe, scalars }: StepTarget, progress: Pr
   const scalarSlots: Record<string, number> = taken === 0 ? { ...recipe.optimizer.scalarSlots } : {};
   if (scalars) for (const [slot, offset] of scalars) scalarSlots[slot] = (state as Buffer).readDoubleLE(offset);
   return {
-    context: { step: taken + 1, lr: (progress.rates[index] as Rates).lr, isFirst: taken === 0 || recipe.isFirst, elements, scalarSlots, sums: [] },
+    context: { step: taken + 1, lr: (progress.rates[index] as Rates).lr, isFirst: taken === 0 || recipe.isFirst, elements, scalarSlots, sums: [], allSums: [] },
     stats: [],
   };
+};
+
+/**
+ * Gives all tensors of an optimizer with `shared` the scalar slots of the tensor with the largest count, and the same sums. A tensor
+ * without a gradient in the last steps has older ones. Throws STATE_MISMATCH if two tensors with equal counts differ.
+ */
+function* shareScalars(targets: readonly StepTarget[], results: readonly MutableResult[]): Task<void> {
+  const newest = new Map<OptimizerDefinition, number>();
+  const slotsOf = (index: number): StepContext["scalarSlots"] => (results[index] as MutableResult).context.scalarSlots;
+  for (const [index, { recipe }] of targets.entries()) {
+    if (index % CHEAP_ITEMS_PER_YIELD === CHEAP_ITEMS_PER_YIELD - 1) yield;
+    const { shared } = recipe.optimizer;
+    if (!shared) continue;
+    const best = newest.get(recipe.optimizer);
+    const countOf = (at: number): number => slotsOf(at)[shared.count] ?? 0;
+    if (best === undefined || countOf(index) > countOf(best)) newest.set(recipe.optimizer, index);
+  }
+  if (newest.size === 0) return;
+  for (const [index, { name, recipe }] of targets.entries()) {
+    if (index % CHEAP_ITEMS_PER_YIELD === CHEAP_ITEMS_PER_YIELD - 1) yield;
+    const best = newest.get(recipe.optimizer);
+    if (best === undefined) continue;
+    const [own, common] = [slotsOf(index), slotsOf(best)];
+    const { count } = recipe.optimizer.shared as NonNullable<OptimizerDefinition["shared"]>;
+    const different = Object.keys(common).find((slot) => own[count] === common[count] && !Object.is(own[slot], common[slot]));
+    if (different !== undefined) {
+      const other = (targets[best] as StepTarget).name;
+      const expected = `${different}/${name} to be ${common[different]}, as ${different}/${other} at the same ${count}`;
+      throw StepdError.mismatch("STATE_MISMATCH", "/state", expected, String(own[different]), [name, other]);
+    }
+    const { context } = results[index] as MutableResult;
+    context.scalarSlots = common;
+    context.allSums = (results[best] as MutableResult).context.allSums;
+  }
+}
+
+/** Adds the sums of a tensor to those of all tensors after the same stage. */
+const addSums = (all: number[][], stage: number, sums: readonly number[]): void => {
+  const row = all[stage] ?? sums.map(() => 0);
+  all[stage] = row;
+  for (const [index, sum] of sums.entries()) row[index] = (row[index] as number) + sum;
 };
 
 /** Filling new slots yields after this many bytes. */

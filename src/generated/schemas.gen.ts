@@ -2582,6 +2582,126 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         }
       },
       {
+        "title": "Prodigy",
+        "description": "rate = d*lr (use_bias_correction: times sqrt(1-beta2^k)/(1-beta1^k)); m = beta1*m + (1-beta1)*d*g; v = beta2*v + (1-beta2)*d^2*g^2; s = beta3*s + d/d0*rate*g; over all tensors: numerator = beta3*numerator + d/d0*rate*<g, p0 - p>, d_hat = d_coef*numerator/|s|_1, d_max = max(d_max, d_hat), d = min(d_max, d*growth_rate); p -= rate*weight_decay*p + rate * m/(sqrt(v) + d*eps)",
+        "type": "object",
+        "required": [
+          "name"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "name": {
+            "const": "prodigy"
+          },
+          "lr": {
+            "type": "number",
+            "default": 1,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Factor of the estimated step size; with a schedule, its base rate"
+          },
+          "betas": {
+            "type": "array",
+            "items": {
+              "type": "number",
+              "minimum": 0,
+              "exclusiveMaximum": 1
+            },
+            "minItems": 2,
+            "maxItems": 2,
+            "default": [
+              0.9,
+              0.999
+            ],
+            "description": "Decay rates of exp_avg and exp_avg_sq"
+          },
+          "beta3": {
+            "type": [
+              "number",
+              "null"
+            ],
+            "default": null,
+            "minimum": 0,
+            "maximum": 1,
+            "description": "Decay rate of s and of the numerator; null takes the root of the second of betas"
+          },
+          "eps": {
+            "type": "number",
+            "default": 1e-8,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Added to the root of the second moment, after the bias correction"
+          },
+          "weight_decay": {
+            "type": "number",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Weight decay; decouple selects its form"
+          },
+          "decouple": {
+            "type": "boolean",
+            "default": true,
+            "description": "Subtract rate*weight_decay times the parameter from it; false adds weight_decay times the parameter to the gradient"
+          },
+          "use_bias_correction": {
+            "type": "boolean",
+            "default": false,
+            "description": "Correct the bias of the moments in the step size (optax: always)"
+          },
+          "safeguard_warmup": {
+            "type": "boolean",
+            "default": false,
+            "description": "Leave lr out of s, for schedules that begin with small rates"
+          },
+          "d0": {
+            "type": "number",
+            "default": 0.000001,
+            "minimum": -3.4028234663852886e+38,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Estimate of the distance before the first step",
+            "exclusiveMinimum": 0
+          },
+          "d_coef": {
+            "type": "number",
+            "default": 1,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Factor of the estimate"
+          },
+          "growth_rate": {
+            "type": [
+              "number",
+              "null"
+            ],
+            "default": null,
+            "minimum": 1,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Largest factor by which d grows in a step; null for no limit"
+          },
+          "ema": {
+            "type": [
+              "object",
+              "null"
+            ],
+            "default": null,
+            "required": [
+              "decay"
+            ],
+            "additionalProperties": false,
+            "properties": {
+              "decay": {
+                "type": "number",
+                "minimum": 0,
+                "maximum": 1,
+                "description": "Weight of the old average; 1 - decay is that of the new parameter"
+              }
+            },
+            "description": "Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average"
+          }
+        }
+      },
+      {
         "title": "QHAdam",
         "description": "g += weight_decay*p; m, v as in adam; p -= lr * (nu1*mhat + (1-nu1)*g) / (sqrt(nu2*vhat + (1-nu2)*g^2) + eps), mhat = m/(1-beta1^t), vhat = v/(1-beta2^t)",
         "type": "object",

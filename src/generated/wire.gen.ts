@@ -8,7 +8,7 @@ export type TensorsResult = Uint8Array | string | { readonly [name: string]: Pla
 /**
  * An optimizer by name with its hyperparameters; absent ones take their defaults.
  */
-export type Optimizer = (AdaBelief | Adadelta | Adafactor | Adagrad | Adam | Adamax | AdamW | Adan | AdEMAMix | ADOPT | ASGD | LAMB | LARS | Lion | Muon | NAdam | QHAdam | QHAdamW | QHM | RAdam | RMSprop | Rprop | ScheduleFreeAdamW | ScheduleFreeSGD | SGD | Signum | Yogi)
+export type Optimizer = (AdaBelief | Adadelta | Adafactor | Adagrad | Adam | Adamax | AdamW | Adan | AdEMAMix | ADOPT | ASGD | LAMB | LARS | Lion | Muon | NAdam | Prodigy | QHAdam | QHAdamW | QHM | RAdam | RMSprop | Rprop | ScheduleFreeAdamW | ScheduleFreeSGD | SGD | Signum | Yogi)
 /**
  * Tensors, or a reference to their safetensors file in the shared folder or the cache.
  */
@@ -993,6 +993,68 @@ maximize?: boolean
  * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
  */
 state_dtype?: ("F32" | "BF16" | "Q8")
+/**
+ * Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average
+ */
+ema?: ({
+/**
+ * Weight of the old average; 1 - decay is that of the new parameter
+ */
+decay: number
+} | null)
+}
+/**
+ * rate = d*lr (use_bias_correction: times sqrt(1-beta2^k)/(1-beta1^k)); m = beta1*m + (1-beta1)*d*g; v = beta2*v + (1-beta2)*d^2*g^2; s = beta3*s + d/d0*rate*g; over all tensors: numerator = beta3*numerator + d/d0*rate*<g, p0 - p>, d_hat = d_coef*numerator/|s|_1, d_max = max(d_max, d_hat), d = min(d_max, d*growth_rate); p -= rate*weight_decay*p + rate * m/(sqrt(v) + d*eps)
+ */
+export interface Prodigy {
+name: "prodigy"
+/**
+ * Factor of the estimated step size; with a schedule, its base rate
+ */
+lr?: number
+/**
+ * Decay rates of exp_avg and exp_avg_sq
+ * 
+ * @minItems 2
+ * @maxItems 2
+ */
+betas?: [number, number]
+/**
+ * Decay rate of s and of the numerator; null takes the root of the second of betas
+ */
+beta3?: (number | null)
+/**
+ * Added to the root of the second moment, after the bias correction
+ */
+eps?: number
+/**
+ * Weight decay; decouple selects its form
+ */
+weight_decay?: number
+/**
+ * Subtract rate*weight_decay times the parameter from it; false adds weight_decay times the parameter to the gradient
+ */
+decouple?: boolean
+/**
+ * Correct the bias of the moments in the step size (optax: always)
+ */
+use_bias_correction?: boolean
+/**
+ * Leave lr out of s, for schedules that begin with small rates
+ */
+safeguard_warmup?: boolean
+/**
+ * Estimate of the distance before the first step
+ */
+d0?: number
+/**
+ * Factor of the estimate
+ */
+d_coef?: number
+/**
+ * Largest factor by which d grows in a step; null for no limit
+ */
+growth_rate?: (number | null)
 /**
  * Average of the parameters over the steps, in the slot ema: {decay}, as torch's AveragedModel computes it; null keeps no average
  */

@@ -75,6 +75,8 @@ export interface StepContext {
   readonly elements: number;
   /** The sums over the whole tensor: one row for each finished stage. */
   readonly sums: readonly (readonly number[])[];
+  /** The same sums over all tensors of the optimizer in this call. Empty unless the optimizer has `shared`. */
+  readonly allSums: readonly (readonly number[])[];
   /** The values of the scalar slots before this step. */
   readonly scalarSlots: Readonly<Record<string, number>>;
 }
@@ -88,6 +90,14 @@ export interface Rows {
   readonly strides: readonly number[];
   /** The work per row, in elements of an ordinary kernel. */
   readonly work: number;
+}
+
+/** An optimizer whose update of a tensor depends on all of its tensors, so that a step cannot be several calls. */
+export interface SharedDefinition {
+  /** The scalar slot that counts steps. All tensors take the scalar slots of the one with the largest count. */
+  readonly count: string;
+  /** The hyperparameters that must be equal in all groups of the optimizer. */
+  readonly hyperparameters: readonly string[];
 }
 
 /** An optimizer whose stages depend on the shapes of tensors. */
@@ -160,6 +170,8 @@ export interface OptimizerDefinition<H extends Hyperparameters = Hyperparameters
    * Such an optimizer refuses slices of tensors.
    */
   readonly wholeTensors?: true | (keyof H & string);
+  /** Present if an update depends on all tensors of the optimizer. */
+  readonly shared?: SharedDefinition;
   /** The hyperparameter that limits the norm over all gradients of a call. It must be equal in all groups. */
   readonly normLimit?: keyof H & string;
   /** Returns the initial values of slots that do not start at 0. */

@@ -16,6 +16,7 @@ import lars from "./lars.ts";
 import lion from "./lion.ts";
 import muon from "./muon.ts";
 import nadam from "./nadam.ts";
+import prodigy from "./prodigy.ts";
 import qhadam from "./qhadam.ts";
 import qhadamw from "./qhadamw.ts";
 import qhm from "./qhm.ts";
@@ -30,5 +31,5 @@ import yogi from "./yogi.ts";
 
 /** All optimizers by name. */
 export const registry: ReadonlyMap<string, OptimizerDefinition> = new Map(
-  ([adabelief, adadelta, adafactor, adagrad, adam, adamax, adamw, adan, ademamix, adopt, asgd, lamb, lars, lion, muon, nadam, qhadam, qhadamw, qhm, radam, rmsprop, rprop, schedule_free_adamw, schedule_free_sgd, sgd, signum, yogi] as unknown as readonly OptimizerDefinition[]).map((definition) => [definition.name, definition]),
+  ([adabelief, adadelta, adafactor, adagrad, adam, adamax, adamw, adan, ademamix, adopt, asgd, lamb, lars, lion, muon, nadam, prodigy, qhadam, qhadamw, qhm, radam, rmsprop, rprop, schedule_free_adamw, schedule_free_sgd, sgd, signum, yogi] as unknown as readonly OptimizerDefinition[]).map((definition) => [definition.name, definition]),
 );

@@ -99,7 +99,7 @@ suite("scalars are finite for all decay rates and step counts", () => {
       for (const betas of ownBetas.length > 0 ? tuplesOf(ownBetas.length) : [undefined]) {
         const values = { ...defaults, ...given, ...(betas && { betas }) } as never;
         for (const step of STEPS) {
-          const at = { step, lr: 1e-3, isFirst: step === 1, elements: 7, sums: [[3, 5]], scalarSlots: {} };
+          const at = { step, lr: 1e-3, isFirst: step === 1, elements: 7, sums: [[3, 5]], allSums: [[1, 1]], scalarSlots: {} };
           for (const { kernel, scalars } of definition.stages(values, [])) {
             const found = scalars(at);
             assert.ok(found.length <= MAX_SCALARS);

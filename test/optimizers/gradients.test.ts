@@ -170,7 +170,7 @@ suite("a step split over several calls", () => {
     return Promise.all(names.map((part) => step(pick(params, part), pick(grads, part), { ...more, ...norms })));
   };
 
-  for (const { label, optimizer } of variants) {
+  for (const { label, optimizer } of variants.filter((variant) => !variant.isShared)) {
     for (const [what, value, more] of [
       ["NaN, skipped", Number.NaN, { non_finite: "skip" }],
       ["infinity, skipped", Number.POSITIVE_INFINITY, { non_finite: "skip" }],

@@ -50,7 +50,7 @@ const callsOf = (optimizer: string, values: Readonly<Record<string, unknown>> = 
   return definition.stages({ ...Object.fromEntries(defaults), ...values } as never, []).map(({ kernel, operands, scalars }) => ({
     kernel: `${kernel}_${dtype}`,
     pointers: operands.length,
-    scalars: scalars({ step: 10, lr: 1e-3, isFirst: false, elements: 1, sums: [[1, 1]], scalarSlots: {} }),
+    scalars: scalars({ step: 10, lr: 1e-3, isFirst: false, elements: 1, sums: [[1, 1]], allSums: [[1, 1]], scalarSlots: {} }),
   }));
 };
 

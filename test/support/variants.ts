@@ -4,18 +4,21 @@ import { registry } from "../../src/optimizers/registry.ts";
 export interface Variant {
   readonly label: string;
   readonly optimizer: { readonly name: string; readonly [hyperparameter: string]: unknown };
-  /** True if tensors depend on each other, so that a sharded step needs the global norm first. */
+  /** True if tensors depend on each other, so that a step of some of them has other bits. */
   readonly isGlobal: boolean;
+  /** True if a step of some tensors has other bits even with the global norm. */
+  readonly isShared: boolean;
 }
 
 const variantsOf = (takesMatrices: boolean): readonly Variant[] =>
   [...registry.values()]
     .filter(({ matrices }) => (matrices !== undefined) === takesMatrices)
-    .flatMap(({ name, normLimit, variants }) =>
+    .flatMap(({ name, normLimit, shared, variants }) =>
       Object.entries(variants).map(([label, settings]) => ({
         label,
         optimizer: { name, ...settings },
-        isGlobal: normLimit !== undefined && (settings[normLimit] ?? null) !== null,
+        isShared: shared !== undefined,
+        isGlobal: shared !== undefined || (normLimit !== undefined && (settings[normLimit] ?? null) !== null),
       })),
     );
 
@@ -35,6 +38,7 @@ export const narrowVariants: readonly Variant[] = [...registry.values()].flatMap
   return ["BF16", "Q8"].map((state_dtype) => ({
     label: `${label}, moments in ${state_dtype}`,
     optimizer: { name, ...settings, state_dtype },
+    isShared: variants.some((variant) => variant.label === label && variant.isShared),
     isGlobal: variants.some((variant) => variant.label === label && variant.isGlobal),
   }));
 });

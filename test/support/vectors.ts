@@ -175,7 +175,7 @@ export const settings = ({ optimizer, peer, hyperparameters, groups = [] }: Case
 /** The slots of these peers hold bias-corrected moments. stepd's slots are 1 - beta^t times as large. */
 const CORRECTED = ["qhadam", "qhadamw"];
 
-const NOT_SLOTS = ["step", "beta1_weight", "beta2_weight", "mu_product", "eta", "mu", "lr_max", "weight_sum", "x"];
+const NOT_SLOTS = ["step", "beta1_weight", "beta2_weight", "mu_product", "eta", "mu", "lr_max", "weight_sum", "x", "d", "d_max", "d_numerator", "k"];
 
 /** These slots of optax are stepd's negated slots of other names. */
 const NEGATED: Readonly<Record<string, string>> = { trace: "momentum_buffer", pre_grad: "neg_pre_grad" };

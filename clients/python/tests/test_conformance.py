@@ -21,6 +21,7 @@ import pytest
 from conftest import ROOT, Server
 
 import stepd
+from stepd._optimizer_table import ALL_TENSORS
 from stepd._reduce import ReduceOptions
 from stepd._tensors import array_of as entry_array
 from stepd._tensors import read_file
@@ -371,11 +372,11 @@ def test_case_in_shared_memory(
     assert list(servers.folder.iterdir()) == []
 
 
-#: ShardedClient cannot run these cases: methods without tensors, statistics, and
-#: handles of all tensors together.
+#: ShardedClient cannot run these cases: methods without tensors, statistics,
+#: optimizers that need all tensors, and handles of all tensors together.
 NOT_SHARDED = (
     *("convert.", "inspect.", "plan.", "schedule."),
-    *("step.clip-norm", "step.lamb-stats", "step.loss-scale"),
+    *("step.clip-norm", "step.lamb-stats", "step.loss-scale", "step.prodigy"),
     *("norms.slices", "step.error-slices-stats"),
     *("step.cached", "step.kept", "step.reply-none.", "step.shared-cached"),
     *("step.error-cached-kind", "step.error-handle", "step.error-missing-"),
@@ -395,7 +396,10 @@ def can_be_sharded(case: Json) -> bool:
         # The client's argument has the name `earlier`.
         known.add("distances")
     names = handles_of(case["params"]) or "cached" in case.get("result", {})
-    is_whole = not names and not is_of_files_alone(case)
+    optimizer = case["params"].get("optimizer")
+    name = optimizer.get("name") if isinstance(optimizer, dict) else None
+    is_shared = case["method"] == "optimizer.step" and name in ALL_TENSORS
+    is_whole = not names and not is_of_files_alone(case) and not is_shared
     return set(case["params"]) <= known and is_whole
 
 

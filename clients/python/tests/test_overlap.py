@@ -325,6 +325,7 @@ def test_copies_and_new_groups(client: Recording) -> None:
     [
         ({"clip": {"max_norm": 1.0}}, "clipping by their norm"),
         ({"name": "lamb", "max_grad_norm": 1.0}, "clipping by their norm"),
+        ({"name": "prodigy"}, "prodigy"),
         ({"stats": "global"}, "stats"),
         ({"non_finite": "skip"}, "non_finite"),
         ({"bucket_cap_mb": 0}, "bucket_cap_mb: expected a number > 0"),

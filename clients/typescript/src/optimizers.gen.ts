@@ -17,6 +17,7 @@ export const WHOLE_TENSORS: Readonly<Record<string, boolean | string>> = {
   lion: "caution",
   muon: true,
   nadam: false,
+  prodigy: true,
   qhadam: false,
   qhadamw: false,
   qhm: false,
@@ -29,3 +30,6 @@ export const WHOLE_TENSORS: Readonly<Record<string, boolean | string>> = {
   signum: false,
   yogi: false,
 };
+
+/** The optimizers whose step needs all of their tensors in one call. */
+export const ALL_TENSORS: readonly string[] = ["prodigy"];

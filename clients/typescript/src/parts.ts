@@ -6,7 +6,7 @@ import { sizeOf } from "./blobs.ts";
 import type { CachedShard, Call, NormsInput, StepInput, StepResult, TensorInfo, TensorInfos } from "./calls.ts";
 import { describeValue } from "./checks.ts";
 import { StepdError } from "./errors.ts";
-import { WHOLE_TENSORS } from "./optimizers.gen.ts";
+import { ALL_TENSORS, WHOLE_TENSORS } from "./optimizers.gen.ts";
 import { isElementwise, joinedState, partOfState, type Range, type Slices, State } from "./state.ts";
 import { checkTensors, compareUtf8, dtypeOf, elementsOf, type Tensor, type Tensors } from "./tensors.ts";
 import type { CallOptions } from "./transport.ts";
@@ -81,7 +81,7 @@ export const isSplit = (input: object, url: string): boolean => {
   if (cached !== undefined || !params || !optimizer || !grads) return false;
   if (Object.entries(rest).some(([name, value]) => value !== undefined && !SPLIT_MEMBERS.includes(name))) return false;
   const sent = [...Object.values(params), ...Object.values(grads)].reduce((sum, { data }) => sum + data?.byteLength, sizeOf(state));
-  return sent >= SMALLEST_SPLIT_BYTES && namesOf({ optimizer, groups }).every((name) => Object.hasOwn(WHOLE_TENSORS, name));
+  return sent >= SMALLEST_SPLIT_BYTES && namesOf({ optimizer, groups }).every((name) => Object.hasOwn(WHOLE_TENSORS, name) && !ALL_TENSORS.includes(name));
 };
 
 export const isShards = (cached: unknown): cached is readonly CachedShard[] => Array.isArray(cached);
@@ -92,6 +92,13 @@ type Optimizers = Pick<StepInput, "optimizer" | "groups">;
 const namesOf = ({ optimizer, groups = [] }: Optimizers): readonly string[] => {
   const own = groups.map((group) => (group.optimizer as { name?: string } | undefined)?.name);
   return [optimizer.name, ...own.filter((name) => name !== undefined)];
+};
+
+/** Throws TypeError if an optimizer of the step needs all tensors in one call. */
+export const requireSplittable = (step: Optimizers): void => {
+  const shared = namesOf(step).find((name) => ALL_TENSORS.includes(name));
+  if (shared !== undefined)
+    throw new TypeError(`optimizer: a ShardedClient sends a step as several calls, but ${shared} needs all tensors in one; a Client sends one`);
 };
 
 /** Returns whether calls may have slices of tensors. */

@@ -3,7 +3,7 @@
 import type { ReducedStepInput } from "./calls.ts";
 import { describeValue, requireOptions, requireStep } from "./checks.ts";
 import { Client, roundTripOf } from "./client.ts";
-import { LARGEST_PART_BYTES, type PartedInput, type PartedResult, Splitter } from "./parts.ts";
+import { LARGEST_PART_BYTES, type PartedInput, type PartedResult, requireSplittable, Splitter } from "./parts.ts";
 import {
   type DistancesInput,
   joinReduced,
@@ -86,6 +86,7 @@ export class ShardedClient {
   async step(input: ShardedInput | ShardedReducedInput, options: CallOptions = {}): Promise<ShardedResult> {
     requireStep(input);
     requireCallOptions(options);
+    requireSplittable(input);
     if (!("reduce" in input) || input.reduce === undefined) return this.#parts.step(input as ShardedInput, options);
     const { reduce, ...settings } = input;
     const { grads, count, weight, dropped, skipped } = await this.reduce({ ...reduce, params: settings.params }, options);

@@ -5,6 +5,7 @@ import { after, before, suite, test } from "node:test";
 import { withHandles, withoutHandles } from "../../../test/conformance/_handles.ts";
 import { TestService } from "../../../test/support/service.ts";
 import { Client, type ReduceInput, ShardedClient, State, StepdError, type StepInput, type StepResult, type Tensor, type Tensors } from "../src/index.ts";
+import { ALL_TENSORS } from "../src/optimizers.gen.ts";
 import { toTensors } from "../src/tensors.ts";
 import { type Body, recordingFetch, TestFolder } from "./_folder.ts";
 import { bits, floatOf, toTensor, type WireTensor } from "./_tensors.ts";
@@ -202,7 +203,9 @@ suite("conformance set", () => {
 
     // The same call in shards of one tensor must give the same bits or the same error.
     const isOfOneCall = params["stats"] !== undefined || isHandle(params["params"]) || isHandle(params["state"]) || result?.["cached"] !== undefined;
-    if (!["optimizer.step", "optimizer.reduce", "optimizer.distances"].includes(method) || isOfOneCall || isOfFilesAlone) continue;
+    const { name } = (params["optimizer"] ?? {}) as { readonly name?: string };
+    const isShared = name !== undefined && ALL_TENSORS.includes(name);
+    if (!["optimizer.step", "optimizer.reduce", "optimizer.distances"].includes(method) || isOfOneCall || isShared || isOfFilesAlone) continue;
     test(`${file}, sharded`, () => run(new ShardedClient([(server === "storing" ? storing : bare).url], { requestBytes: 1 }) as unknown as Client));
   }
 });

@@ -55,6 +55,17 @@ for (const state_dtype of ["BF16", "Q8"] as const) {
   });
 }
 
+test("an optimizer that needs all tensors is refused by name", async () => {
+  const step = {
+    params: { a: vector(1) },
+    grads: { a: vector(2) },
+    optimizer: { name: "adamw" },
+    groups: [{ tensors: ["a"], optimizer: { name: "prodigy" } }],
+  } as const;
+  await assert.rejects(new ShardedClient([service.url]).step(step), { name: "TypeError", message: /prodigy needs all tensors/ });
+  assert.equal((await client.step(step)).state.slot("p0")["a"]?.data[0], 1);
+});
+
 suite("a sharded step equals one call", () => {
   const lamb = { name: "lamb", max_grad_norm: 0.5 } as const;
   const adamw = { name: "adamw", lr: 0.1 } as const;

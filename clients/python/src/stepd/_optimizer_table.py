@@ -21,6 +21,7 @@ WHOLE_TENSORS: dict[str, bool | str] = {
     "lion": "caution",
     "muon": True,
     "nadam": False,
+    "prodigy": True,
     "qhadam": False,
     "qhadamw": False,
     "qhm": False,
@@ -33,6 +34,9 @@ WHOLE_TENSORS: dict[str, bool | str] = {
     "signum": False,
     "yogi": False,
 }
+
+#: The optimizers whose step needs all of their tensors in one call.
+ALL_TENSORS = frozenset(["prodigy"])
 
 #: The slots whose shape is not that of their parameter.
 OWN_SHAPES = frozenset(["row_var", "col_var"])

@@ -36,7 +36,7 @@ from ._norms import (
     total_norm,
     zeros_of,
 )
-from ._optimizer_table import WHOLE_TENSORS
+from ._optimizer_table import ALL_TENSORS, WHOLE_TENSORS
 from ._options import Groups, Optimizer, Slice, Slices, StepOptions
 from ._refusals import joined_refusal, joined_sentences
 from ._state import State
@@ -364,10 +364,21 @@ def is_split(
 def can_split(optimizer: Optimizer, groups: Groups | None) -> bool:
     """Return whether a step of these optimizers may be several calls."""
     try:
-        return all(one["name"] in WHOLE_TENSORS for one in _named(optimizer, groups))
+        names = {one["name"] for one in _named(optimizer, groups)}
+        return names <= WHOLE_TENSORS.keys() - ALL_TENSORS
     except (AttributeError, KeyError, TypeError):
         # The check of arguments, or the server, says what is wrong.
         return False
+
+
+def sharing(optimizer: Optimizer, groups: Groups | None) -> str | None:
+    """Return the name of an optimizer whose step needs all tensors in one call."""
+    try:
+        names = [one["name"] for one in _named(optimizer, groups)]
+        return next((name for name in names if name in ALL_TENSORS), None)
+    except (AttributeError, KeyError, TypeError):
+        # The server says what is wrong.
+        return None
 
 
 def can_slice(optimizer: Optimizer, groups: Groups | None) -> bool:

@@ -30,6 +30,7 @@ from ._parts import (
     Splitter,
     joined_norms,
     run_each,
+    sharing,
 )
 from ._reduce import (
     AnyUpdate,
@@ -173,7 +174,8 @@ class ShardedClient(Splitter):
 
         Clipping by the norm over all gradients, LAMB's ``max_grad_norm`` and
         ``non_finite="skip"`` take a round of ``norms`` first. The result has no
-        statistics, because the server computes statistics per call.
+        statistics, because the server computes statistics per call. Raises ValueError
+        for prodigy, whose step size depends on all tensors.
 
         ``cached`` is the attribute ``cached`` of an earlier result of a ShardedClient.
         Tensors are packed as for that result, and each call goes first to the server
@@ -184,6 +186,12 @@ class ShardedClient(Splitter):
         span = self._span(timeout)
         options = step_options(options)
         require_step(optimizer, params, grads, state, options)
+        shared = sharing(optimizer, options.get("groups"))
+        if shared is not None:
+            raise ValueError(
+                "optimizer: a ShardedClient sends a step as several calls, but "
+                f"{shared} needs all tensors in one; a Client sends one"
+            )
         reduction = options.pop("reduce", None)
         if reduction is not None:
             reduced = self._reduce(dict(reduction), params, span)

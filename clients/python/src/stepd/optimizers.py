@@ -24,6 +24,7 @@ __all__ = [
     "lion",
     "muon",
     "nadam",
+    "prodigy",
     "qhadam",
     "qhadamw",
     "qhm",
@@ -820,6 +821,63 @@ def nadam(
         "momentum_decay": momentum_decay,
         "maximize": maximize,
         "state_dtype": state_dtype,
+        "ema": ema,
+    }
+
+
+def prodigy(
+    *,
+    lr: float = 1,
+    betas: Sequence[float] = (0.9, 0.999),
+    beta3: float | None = None,
+    eps: float = 1e-8,
+    weight_decay: float = 0,
+    decouple: bool = True,
+    use_bias_correction: bool = False,
+    safeguard_warmup: bool = False,
+    d0: float = 0.000001,
+    d_coef: float = 1,
+    growth_rate: float | None = None,
+    ema: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Prodigy.
+
+    rate = d*lr (use_bias_correction: times sqrt(1-beta2^k)/(1-beta1^k)); m = beta1*m +
+    (1-beta1)*d*g; v = beta2*v + (1-beta2)*d^2*g^2; s = beta3*s + d/d0*rate*g; over all
+    tensors: numerator = beta3*numerator + d/d0*rate*<g, p0 - p>, d_hat =
+    d_coef*numerator/|s|_1, d_max = max(d_max, d_hat), d = min(d_max, d*growth_rate); p
+    -= rate*weight_decay*p + rate * m/(sqrt(v) + d*eps).
+
+    lr: Factor of the estimated step size; with a schedule, its base rate.
+    betas: Decay rates of exp_avg and exp_avg_sq.
+    beta3: Decay rate of s and of the numerator; null takes the root of the second
+        of betas.
+    eps: Added to the root of the second moment, after the bias correction.
+    weight_decay: Weight decay; decouple selects its form.
+    decouple: Subtract rate*weight_decay times the parameter from it; false adds
+        weight_decay times the parameter to the gradient.
+    use_bias_correction: Correct the bias of the moments in the step size (optax:
+        always).
+    safeguard_warmup: Leave lr out of s, for schedules that begin with small rates.
+    d0: Estimate of the distance before the first step.
+    d_coef: Factor of the estimate.
+    growth_rate: Largest factor by which d grows in a step; null for no limit.
+    ema: Average of the parameters over the steps, in the slot ema: {decay}, as
+        torch's AveragedModel computes it; null keeps no average.
+    """
+    return {
+        "name": "prodigy",
+        "lr": lr,
+        "betas": betas,
+        "beta3": beta3,
+        "eps": eps,
+        "weight_decay": weight_decay,
+        "decouple": decouple,
+        "use_bias_correction": use_bias_correction,
+        "safeguard_warmup": safeguard_warmup,
+        "d0": d0,
+        "d_coef": d_coef,
+        "growth_rate": growth_rate,
         "ema": ema,
     }
 

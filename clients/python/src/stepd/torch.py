@@ -26,7 +26,7 @@ from ._calls import StepResult
 from ._checks import require_count
 from ._client import Client
 from ._norms import clips_by_norm
-from ._optimizer_table import OWN_SHAPES, WHOLE_TENSORS
+from ._optimizer_table import ALL_TENSORS, OWN_SHAPES, WHOLE_TENSORS
 from ._options import STEP_OPTIONS, StepOptions, nearest
 from ._overlap import Arrivals, Usefulness, buckets
 from ._resident import ResidentRun, copied
@@ -148,14 +148,14 @@ class RemoteOptimizer(torch.optim.Optimizer):
     leaves the division by its scale to the server, and
     ``model.register_comm_hook(optimizer, overlap_hook)`` makes buckets follow the
     averaging of DistributedDataParallel. Options that need all gradients at once are
-    refused: ``clip`` by ``max_norm``, LAMB's ``max_grad_norm``, ``stats`` and
+    refused: ``clip`` by ``max_norm``, LAMB's ``max_grad_norm``, Prodigy, ``stats`` and
     ``non_finite="skip"``.
 
     Parameters may be DTensors (``fully_shard``, tensor parallel): each process steps
-    its local shards, and the slots are DTensors. LAMB, LARS, ``caution``, ``stats`` and
-    ``clip`` by ``max_norm`` need norms over all shards, and raise ValueError, as
-    ``non_finite="skip"`` does. ``stochastic_rounding`` draws random bits by an
-    element's index in the local shard.
+    its local shards, and the slots are DTensors. Optimizers that need whole tensors
+    (such as LAMB, Muon and Adafactor), ``caution``, ``stats`` and ``clip`` by
+    ``max_norm`` raise ValueError, as ``non_finite="skip"`` does.
+    ``stochastic_rounding`` draws random bits by an element's index in the local shard.
 
     Raises TypeError for a client, parameter or hyperparameter that cannot be used, and
     :class:`stepd.InvalidParams` for a value that the server refuses.
@@ -442,6 +442,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
         which = None
         if any(clips_by_norm(one, options.get("clip")) for one in optimizers):
             which = "clipping by their norm"
+        elif any(one["name"] in ALL_TENSORS for one in optimizers):
+            which = next(o["name"] for o in optimizers if o["name"] in ALL_TENSORS)
         elif options.get("stats") not in (None, "none"):
             which = "stats"
         elif options.get("non_finite") == "skip":

@@ -123,18 +123,27 @@ function matrix<T>(grad: usize, rowVar: usize, colVar: usize, means: usize, inde
   const rows = <usize>scalar(scalars, 0),
     columns = <usize>scalar(scalars, 1),
     eps = epsOf<T>(scalars, 2),
-    floor = spread<T>(eps * eps),
-    end = index - 1 + count;
-  let sum: f64 = 0;
-  for (let at = index - 1; at < end; ) {
-    const row = at / columns,
-      column = at % columns,
-      matrix = row / rows,
-      width = min<usize>(columns - column, end - at);
-    const factor = <f64>load<T>(rowVar + row * sizeof<T>()) / max<f64>(<f64>load<T>(means + matrix * sizeof<T>()), eps);
-    sum += updateRow<T, v128>(grad, colVar + (matrix * columns + column) * sizeof<T>(), width, spread<T>(factor), floor);
-    at += width;
+    floor = spread<T>(eps * eps);
+  // Rows may be as short as three elements, so only the first takes divisions of integers.
+  const first = (index - 1) / columns;
+  let sum: f64 = 0,
+    matrix = first / rows,
+    row = first % rows,
+    column = (index - 1) % columns,
+    left = count;
+  while (left > 0) {
+    const width = min<usize>(columns - column, left),
+      factor = <f64>load<T>(rowVar + (matrix * rows + row) * sizeof<T>()) / max<f64>(<f64>load<T>(means + matrix * sizeof<T>()), eps),
+      col = colVar + (matrix * columns + column) * sizeof<T>();
+    sum += updateRow<T, v128>(grad, col, width, spread<T>(factor), floor);
+    left -= width;
     grad += width * sizeof<T>();
+    column = 0;
+    row++;
+    if (row === rows) {
+      row = 0;
+      matrix++;
+    }
   }
   store<f64>(sums, sum);
 }

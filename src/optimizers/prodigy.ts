@@ -74,7 +74,7 @@ export default defineOptimizer({
   family: "prodigy",
   formula:
     "rate = d*lr (use_bias_correction: times sqrt(1-beta2^k)/(1-beta1^k)); m = beta1*m + (1-beta1)*d*g; v = beta2*v + (1-beta2)*d^2*g^2; s = beta3*s + d/d0*rate*g; over all tensors: numerator = beta3*numerator + d/d0*rate*<g, p0 - p>, d_hat = d_coef*numerator/|s|_1, d_max = max(d_max, d_hat), d = min(d_max, d*growth_rate); p -= rate*weight_decay*p + rate * m/(sqrt(v) + d*eps)",
-  references: ["Mishchenko & Defazio, 2023, https://arxiv.org/abs/2306.06101", "peer: prodigyopt.Prodigy"],
+  references: ["Mishchenko & Defazio, 2023, https://arxiv.org/abs/2306.06101", "peers: prodigyopt.Prodigy; optax.contrib.prodigy (use_bias_correction true)"],
   hyperparameters: {
     lr: rate(1, "Factor of the estimated step size; with a schedule, its base rate"),
     betas: momentBetas([0.9, 0.999]),

@@ -20,6 +20,9 @@ const machines: Readonly<Record<string, () => Promise<TestService>>> = {
   "7 workers": () => TestService.start({ STEPD_WORKERS: "7" }),
   // With --no-liftoff, the optimizing compiler compiles each kernel at once, with 256-bit vectors if the CPU has them.
   "wide vectors": () => TestService.start({ STEPD_WORKERS: "2" }, ["--no-liftoff"]),
+  // The optimizing compiler inlines by counts of calls, which it has after the first ones. V8 13.6 ended the process on a loop that
+  // --no-liftoff compiled.
+  "wide vectors after the first calls": () => TestService.start({ STEPD_WORKERS: "2" }, ["--wasm-sync-tier-up", "--wasm-tiering-budget=1000"]),
   "wide vectors off": () => TestService.start({ STEPD_WORKERS: "2", STEPD_WIDE_VECTORS: "off" }, ["--no-liftoff"]),
   "no optimizing compiler": () => TestService.start({ STEPD_WORKERS: "2" }, ["--liftoff-only"]),
   "a CPU without AVX": () => TestService.start({ STEPD_WORKERS: "2" }, ["--no-liftoff", "--no-enable-avx", "--no-enable-avx2"]),

@@ -112,6 +112,10 @@ const translate = (optimizer: string, peer: string, given: Settings): Settings =
   const rest = ["nadam", "radam"].includes(optimizer) ? { ...common, decoupled_weight_decay: decoupled } : common;
   if (peer === "keras") return fromKeras(rest);
   if (optimizer === "adafactor") return peer === "optax" ? fromOptaxAdafactor(given) : given;
+  if (optimizer === "prodigy" && peer === "optax") {
+    const { estim_lr0: d0, estim_lr_coef: d_coef, ...prodigy } = given;
+    return { ...prodigy, d0, d_coef, use_bias_correction: true };
+  }
   if (optimizer === "adan" || optimizer === "ademamix") return fromThreeBetas(optimizer, peer, { ...rest, b1, b2 });
   if (peer === "pytorch_optimizer") return fromPytorchOptimizer(rest);
   if (peer === "timm" && optimizer === "adabelief") {

@@ -30,6 +30,12 @@ _OTHER_SLOTS = {
     "signum": {"ema": "momentum_buffer"},
     "adan": {"m": "exp_avg", "v": "exp_avg_diff", "n": "exp_avg_sq", "g": "pre_grad"},
     "ademamix": {"m1": "exp_avg", "m2": "exp_avg_slow"},
+    "prodigy": {
+        "exp_avg": "exp_avg",
+        "exp_avg_sq": "exp_avg_sq",
+        "grad_sum": "s",
+        "params0": "p0",
+    },
 }
 
 
@@ -84,7 +90,9 @@ class OptaxRun(Run):
 
     def state(self) -> dict[str, dict[str, Any]]:
         slots: dict[str, dict[str, Any]] = {name: {} for name in self._params}
-        for part in self._state:
+        # Prodigy is no chain of transforms.
+        parts = [self._state] if hasattr(self._state, "_asdict") else self._state
+        for part in parts:
             for slot, value in (
                 part._asdict().items() if hasattr(part, "_asdict") else ()
             ):
@@ -92,6 +100,8 @@ class OptaxRun(Run):
                     # Adan calls its count t.
                     if slot in ("count", "t"):
                         slots[name]["step"] = int(value)
+                        if "estim_lr" in part._fields:
+                            slots[name] |= _estimates(part)
                     elif slot in self._slots:
                         slots[name][self._slots[slot]] = np.asarray(value[name])
                     elif slot in ("v_row", "v_col", "v"):
@@ -99,6 +109,17 @@ class OptaxRun(Run):
                             slot, np.asarray(value[name]), self._params[name].shape
                         )
         return slots
+
+
+def _estimates(state: Any) -> dict[str, Any]:
+    """Return Prodigy's scalars under prodigyopt's names. d is its own maximum."""
+    values = {
+        "d": state.estim_lr,
+        "d_max": state.estim_lr,
+        "d_numerator": state.numerator_weighted,
+        "k": state.count,
+    }
+    return {name: np.asarray(value, np.float64) for name, value in values.items()}
 
 
 def _factor(slot: str, value: np.ndarray, shape: tuple[int, ...]) -> Arrays:
@@ -126,6 +147,9 @@ def _peer(name: str, cases: list[Case]) -> Peer:
 
 
 FACTORED = {"w": (3, 11), "t": (9, 4), "b": (7,), "s": ()}
+
+# optax computes 1 - beta^t in float32, which is exact for these betas.
+EXACT = (0.5, 0.75)
 
 PEERS = {
     "adafactor.optax": _peer(
@@ -211,6 +235,38 @@ PEERS = {
             ),
             Case("zero-params", 3525601962, {"lr": 0.01}, grads="zero_params"),
             Case("zeros", 564484453, {"lr": 0.01}, grads="zeros"),
+        ],
+    ),
+    "prodigy.optax": _peer(
+        "prodigy",
+        [
+            Case("betas", 910334701, {"lr": 1.0, "betas": EXACT}, steps=8),
+            Case(
+                "wd",
+                910334802,
+                {
+                    "lr": 0.5,
+                    "betas": EXACT,
+                    "estim_lr0": 0.01,
+                    "estim_lr_coef": 6.0,
+                    "weight_decay": 0.1,
+                },
+                shapes=ODD,
+                steps=6,
+            ),
+            Case(
+                "safeguard",
+                910334803,
+                {
+                    "lr": 0.7,
+                    "betas": EXACT,
+                    "beta3": 0.8,
+                    "estim_lr0": 0.01,
+                    "estim_lr_coef": 6.0,
+                    "safeguard_warmup": True,
+                },
+                steps=6,
+            ),
         ],
     ),
     "lars.optax": _peer(

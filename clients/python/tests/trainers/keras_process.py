@@ -38,6 +38,10 @@ PAIRS: dict[str, tuple[dict[str, Any], Make]] = {
         {"name": "rmsprop", "lr": 1e-3, "alpha": 0.9, "eps": 0, "eps_root": 1e-7},
         lambda: keras.optimizers.RMSprop(1e-3),
     ),
+    "Adafactor": (
+        {"name": "adafactor", "lr": 0.1, "eps": [1e-15, 1e-3]},
+        lambda: keras.optimizers.Adafactor(0.1),
+    ),
     "Lion": ({"name": "lion", "lr": 1e-3}, lambda: keras.optimizers.Lion(1e-3)),
 }
 

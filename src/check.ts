@@ -47,7 +47,15 @@ export const check = async (config: Config): Promise<Check> => {
   await add("tokens", () => {
     using tokens = readTokens(config, () => {});
     if (!tokens) return "none; every caller is served";
-    return `${plural(tokens.names.length, "token")} of ${plural(new Set(tokens.names).size, "caller")}`;
+    if (tokens.warning) warnings.push(tokens.warning);
+    const { tokens: count, limits } = tokens.facts;
+    const limited = Object.entries(limits).map(
+      ([name, values]) =>
+        `${name} ${Object.entries(values)
+          .map(([limit, value]) => `${limit}=${value}`)
+          .join(" ")}`,
+    );
+    return [`${plural(count, "token")} of ${plural(tokens.identities.length, "caller")}`, ...limited].join("; ");
   });
   await add("TLS", () => {
     const tls = readCertificates(config);

@@ -329,25 +329,29 @@ export const settings = settingsOf(thisMachine);
 
 type Variables = Readonly<Record<string, string | undefined>>;
 
-/** Reads the configuration. Throws ConfigError. */
+/** Reads the configuration. Throws one ConfigError with a line for each setting that is wrong. */
 export const readConfig = (env: Variables, machine = thisMachine): Config => {
   const settings = settingsOf(machine);
   const known = Object.values(settings).map(({ name }) => name);
   const file = env[settings.settingsFile.name] ?? "";
   const fileValues = file === "" ? {} : readSettingsFile(file);
   const given: Variables = { ...fileValues, ...env };
-  const check = <T>(name: string, body: () => T): T => {
+  const problems: string[] = [];
+  const check = <T>(name: string, body: () => T): T | undefined => {
     try {
       return body();
     } catch (error) {
-      throw error instanceof ConfigError && env[name] === undefined && name in fileValues ? new ConfigError(`${file}: ${error.message}`) : error;
+      if (!(error instanceof ConfigError)) throw error;
+      problems.push(env[name] === undefined && name in fileValues ? `${file}: ${error.message}` : error.message);
+      return undefined;
     }
   };
-  const unknown = Object.keys(given).find((name) => name.startsWith(PREFIX) && !known.includes(name) && !FOREIGN_VARIABLES.test(name));
-  if (unknown) check(unknown, () => throwUnknownSetting(unknown, known));
+  const unknown = Object.keys(given).filter((name) => name.startsWith(PREFIX) && !known.includes(name) && !FOREIGN_VARIABLES.test(name));
+  for (const name of unknown) check(name, () => throwUnknownSetting(name, known));
   const values = Object.entries(settings).map(([key, { name, initial, kind }]) => [key, check(name, () => kind.parse(given[name] ?? initial, name))]);
   const config = Object.fromEntries(values) as Config;
-  requireTlsComplete(config);
+  check(settings.tlsCertFile.name, () => requireTlsComplete(config));
+  if (problems.length > 0) throw new ConfigError(problems.join("\n"));
   const arenaMib = fitArena(config, given[settings.arenaMib.name] !== undefined, machine);
   return Object.freeze({ ...config, arenaMib });
 };

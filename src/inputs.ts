@@ -2,7 +2,7 @@
 import { Arena } from "./arena/arena.ts";
 import { SharedFolder } from "./blobs/blobs.ts";
 import { type Config, ConfigError } from "./config.ts";
-import { readTls, type Tls, type TlsFiles, Tokens } from "./http/server.ts";
+import { readTls, type Tls, type TlsFiles, type TokenFacts, Tokens } from "./http/server.ts";
 import { KernelsError, Pool, poolBytes } from "./pool/pool.ts";
 import { SigningKey } from "./receipts/receipts.ts";
 
@@ -61,7 +61,7 @@ export const readCertificates = (config: Config): Tls | undefined => {
 };
 
 /** Reads the tokens, and watches their file. Returns undefined if the settings name none. */
-export const readTokens = ({ tokensFile }: Config, onReload: (result: number | Error) => void): Tokens | undefined => {
+export const readTokens = ({ tokensFile }: Config, onReload: (result: TokenFacts | Error) => void): Tokens | undefined => {
   if (tokensFile === "") return undefined;
   try {
     return new Tokens(tokensFile, { onReload });

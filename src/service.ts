@@ -9,7 +9,7 @@ import type { Arena } from "./arena/arena.ts";
 import { Blobs, ResultCache } from "./blobs/blobs.ts";
 import { type Config, namedSettings } from "./config.ts";
 import { Engine } from "./engine/engine.ts";
-import { Callers, createAdminServer, createHttpServer, HeapBudget, type HttpServer, type Limits, type Tls, watchTls } from "./http/server.ts";
+import { Callers, createAdminServer, createHttpServer, HeapBudget, type HttpServer, type Limits, type Tls, type TokenFacts, watchTls } from "./http/server.ts";
 import { makeArena, openFolder, readCertificates, readReceiptKey, readTokens, startPool, tlsFiles } from "./inputs.ts";
 import { listen, placeOfAdmin, placeOfCalls } from "./listen.ts";
 import type { Pool } from "./pool/pool.ts";
@@ -80,10 +80,14 @@ export class Service implements AsyncDisposable {
     const tokens = this.#watches.use(
       readTokens(config, (result) => {
         const error = result instanceof Error ? result : undefined;
-        telemetry.logReload("STEPD_TOKENS_FILE", error, error ? {} : { tokens: result });
+        telemetry.logReload("STEPD_TOKENS_FILE", error, error ? {} : { ...(result as TokenFacts) });
+        if (!error && tokens?.warning) telemetry.log.warn(tokens.warning);
       }),
     );
-    if (tokens) telemetry.logFirstRead("STEPD_TOKENS_FILE");
+    if (tokens) {
+      telemetry.logFirstRead("STEPD_TOKENS_FILE");
+      if (tokens.warning) telemetry.log.warn(tokens.warning);
+    }
     const folder = openFolder(config);
     const key = readReceiptKey(config);
     this.#hasher = new Hasher(arena.memory, pool.workers);

@@ -99,7 +99,7 @@ const stats: readonly Stat[] = [
     title: "Refused for lack of room",
     description: "Refused calls and connections: OVERLOADED, CONNECTIONS",
     unit: PercentUnit,
-    queries: singleQuery(shareOf(rate("stepd_refusals_total", 'reason=~"OVERLOADED|CONNECTIONS"'))),
+    queries: singleQuery(shareOf(rate("stepd_refusals_total", 'reason=~"OVERLOADED|CONNECTIONS", limit!="caller"'))),
     limit: 0.05,
   },
   {
@@ -199,7 +199,7 @@ const rows: Readonly<Record<string, readonly Panel[]>> = {
       title: "Calls that fail, by caller and outcome",
       description: "Refusals and errors: OVERLOADED, NON_FINITE_GRADIENT and others",
       unit: RequestsPerSecond,
-      queries: singleQuery(sum(rate("stepd_caller_calls_total", 'outcome!="ok"'), "caller", "outcome"), "{{caller}} {{outcome}}"),
+      queries: singleQuery(sum(rate("stepd_caller_calls_total", 'outcome!="ok"'), "caller", "outcome", "limit"), "{{caller}} {{outcome}} {{limit}}"),
       isStacked: true,
     },
     {
@@ -215,7 +215,7 @@ const rows: Readonly<Record<string, readonly Panel[]>> = {
       title: "Refusals by reason",
       description: "Calls refused before they ran, and connections cut off",
       unit: RequestsPerSecond,
-      queries: singleQuery(sum(rate("stepd_refusals_total"), "reason"), "{{reason}}"),
+      queries: singleQuery(sum(rate("stepd_refusals_total"), "reason", "limit"), "{{reason}} {{limit}}"),
       isStacked: true,
     },
     {

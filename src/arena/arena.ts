@@ -193,6 +193,7 @@ export class Arena {
       });
     }
     return new StepdError("OVERLOADED", `The call needs ${bytes} more bytes; ${this.capacity - this.used} of ${this.capacity} are free now`, {
+      limit: "server",
       retry_after: this.#drainRate.retryAfter(Math.max(bytes - (this.capacity - this.used), 1)),
       found,
     });

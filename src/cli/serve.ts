@@ -47,7 +47,7 @@ export const serve = (env: Variables): Command =>
       try {
         config = readConfig(all);
       } catch (error) {
-        throw error instanceof ConfigError ? new UsageError(inOptions(error.message)) : error;
+        throw error instanceof ConfigError ? new UsageError(inOptions(error.message.replaceAll("\n", "\nstepd: "))) : error;
       }
       if (isCheck) return await printCheck(config, { env, given: new Map(given.map(([name, variable, value]) => [variable, { name, value }])) }, inOptions);
       // Loading the service takes time, so an error in the settings is reported before the import.

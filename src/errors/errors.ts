@@ -37,8 +37,8 @@ export interface ErrorDetail {
   readonly found?: string | undefined;
   /** The call may succeed after this many seconds. */
   readonly retry_after?: number | undefined;
-  /** Whose limit refused the call: that of the server, or that or the share of its caller. */
-  readonly limit?: "server" | "caller" | undefined;
+  /** Whose limit refused the call: `server` is full, or it is full and the caller holds the largest `share` of it, or a limit of the `caller`. */
+  readonly limit?: "server" | "share" | "caller" | undefined;
   /** The names of the first few affected tensors. */
   readonly tensors?: readonly string[] | undefined;
 }

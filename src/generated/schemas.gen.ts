@@ -436,10 +436,11 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "type": "integer"
       },
       "limit": {
-        "description": "Whose limit refused an OVERLOADED call: that of the server, or that of the caller or its share.",
+        "description": "Whose limit refused the call: `server` if the server is full, `share` if it is full and this caller holds the largest share of it, `caller` for a limit of this caller.",
         "type": "string",
         "enum": [
           "server",
+          "share",
           "caller"
         ]
       },

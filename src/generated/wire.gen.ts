@@ -1746,9 +1746,9 @@ found?: string
  */
 retry_after?: number
 /**
- * Whose limit refused an OVERLOADED call: that of the server, or that of the caller or its share.
+ * Whose limit refused the call: `server` if the server is full, `share` if it is full and this caller holds the largest share of it, `caller` for a limit of this caller.
  */
-limit?: ("server" | "caller")
+limit?: ("server" | "share" | "caller")
 /**
  * The first of the tensors concerned.
  */

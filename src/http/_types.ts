@@ -40,6 +40,8 @@ export interface Admission {
 export interface Authenticator {
   /** Returns the name and the limits of the token in an Authorization header. Throws UNAUTHENTICATED. */
   callerOf(authorization: string | undefined): Identity;
+  /** The callers that have a token. */
+  readonly identities: Iterable<Identity>;
 }
 
 /** The services and settings that the HTTP server needs. */

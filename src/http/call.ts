@@ -33,6 +33,8 @@ interface CallRecord {
   caller: Caller | undefined;
   method: string;
   outcome: string;
+  /** Whose limit refused the call. */
+  limit: StepdError["detail"]["limit"];
   /** The number of method calls in the request. A batch may have several. */
   calls: number;
   bytesIn: number;
@@ -66,6 +68,7 @@ export const answerCall = async (service: ServerContext, req: Request, res: Resp
     caller: undefined,
     method: "unknown",
     outcome: "ok",
+    limit: undefined,
     calls: 0,
     bytesIn: 0,
     bytesOut: 0,
@@ -90,7 +93,7 @@ export const answerCall = async (service: ServerContext, req: Request, res: Resp
     if (flight) callers.leave(flight);
     inFlight.end();
     const seconds = secondsSince(call.start);
-    telemetry.recordCall(call.method, call.outcome, seconds);
+    telemetry.recordCall(call.method, call.outcome, seconds, call.limit);
     call.caller?.countCall(call);
     service.completionRate.add(1);
     service.traces?.record({ ...call, tracestate: headerText(req.headers["tracestate"]), seconds });
@@ -104,6 +107,7 @@ const accessFields = (call: CallRecord, { socket }: Request, seconds: number): R
   peer: socket.remoteAddress,
   method: call.method,
   outcome: call.outcome,
+  limit: call.limit,
   bytes_in: call.bytesIn,
   bytes_out: call.bytesOut,
   seconds,
@@ -129,7 +133,10 @@ const runCall = async (service: ServerContext, { req, res, endpoint, requestType
     call.method = call.calls++ === 0 ? method : "batch";
     flight.method = call.method;
     // The outcome of a batch is its first failure.
-    if (call.outcome === "ok") call.outcome = outcome;
+    if (call.outcome === "ok" && outcome !== "ok") {
+      call.outcome = outcome;
+      call.limit = error instanceof StepdError ? error.detail.limit : undefined;
+    }
     if (outcome === "NON_FINITE_GRADIENT") {
       telemetry.countNonFinite();
       flight.caller.nonFinite++;
@@ -211,6 +218,7 @@ const replyWithError = async (
   }
   const known = asStepdError(error);
   call.outcome = known.code;
+  call.limit = known.detail.limit;
   if (error !== known) service.telemetry.log.error({ err: error, ...logFields(call) }, "a call failed");
   const reply = endpoint.errorReply(service, known, type, call.id);
   if (known.code === "OVERLOADED" && call.caller && service.callers.isShared) await sleep(call.caller.delayOfRefusal());

@@ -29,13 +29,25 @@ export type CallPhase = "receive" | "queue" | "compute" | "send";
 const PROMPT_REFUSALS_PER_S = 10;
 const LATE_REFUSAL_MS = 100;
 
+interface FinishedCall {
+  readonly outcome: string;
+  /** Whose limit refused the call. */
+  readonly limit: StepdError["detail"]["limit"];
+  readonly bytesIn: number;
+  readonly bytesOut: number;
+}
+
+interface OutcomeCount extends Pick<FinishedCall, "outcome" | "limit"> {
+  count: number;
+}
+
 /** One caller, with counts of what it has done. */
 export class Caller {
   readonly name: string;
   /** The open connections whose last call came from this caller. */
   readonly sockets = new Set<Socket>();
   readonly flights = new Set<Flight>();
-  readonly outcomes = new Map<string, number>();
+  readonly #outcomes = new Map<string, OutcomeCount>();
   bytesIn = 0;
   bytesOut = 0;
   nonFinite = 0;
@@ -84,10 +96,17 @@ export class Caller {
   }
 
   /** Counts a finished call. */
-  countCall({ outcome, bytesIn, bytesOut }: { readonly outcome: string; readonly bytesIn: number; readonly bytesOut: number }): void {
-    this.outcomes.set(outcome, (this.outcomes.get(outcome) ?? 0) + 1);
+  countCall({ outcome, limit, bytesIn, bytesOut }: FinishedCall): void {
+    const key = `${outcome} ${limit}`;
+    const known = this.#outcomes.get(key) ?? { outcome, limit, count: 0 };
+    known.count++;
+    this.#outcomes.set(key, known);
     this.bytesIn += bytesIn;
     this.bytesOut += bytesOut;
+  }
+
+  get outcomes(): Iterable<Readonly<OutcomeCount>> {
+    return this.#outcomes.values();
   }
 
   /** The arena bytes of the caller's calls. */
@@ -162,7 +181,14 @@ export class Flight implements CallerMeter {
     const limit = mebibytes * MIB;
     const alone = held(this) + bytes;
     const expected = `${limit} bytes ${what}`;
-    if (alone > limit) throw StepdError.mismatch("PAYLOAD_TOO_LARGE", "the call", `at most ${expected}, the limit of this caller`, `${alone}`);
+    if (alone > limit) {
+      throw new StepdError("PAYLOAD_TOO_LARGE", `the call: expected at most ${expected}, the limit of this caller, found ${alone}`, {
+        limit: "caller",
+        field: "the call",
+        expected: `at most ${expected}, the limit of this caller`,
+        found: `${alone}`,
+      });
+    }
     const sum = sumOf(this.caller.flights, held) + bytes;
     if (sum > limit) throw limitError(this.caller, `${expected} at once`, `${sum}`, 1);
   }
@@ -178,7 +204,7 @@ const limitError = ({ name }: Caller, expected: string, found: string, retryAfte
 
 const gaveWayError = (): StepdError =>
   new StepdError("OVERLOADED", "The server is full, and this caller holds the largest share of it; this call gave way to another caller's", {
-    limit: "caller",
+    limit: "share",
     expected: "room for a caller with a smaller share",
     retry_after: 1,
   });

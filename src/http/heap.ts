@@ -64,6 +64,7 @@ export class HeapBudget {
         "OVERLOADED",
         `The calls in hand have ${this.#used} bytes of JSON and values; this server takes ${this.capacity} at once. Blobs in MessagePack do not count`,
         {
+          limit: "server",
           expected: `at most ${this.capacity} bytes of JSON in all calls`,
           found: `${this.#used + bytes} bytes`,
           retry_after: this.#drainRate.retryAfter(this.#used + bytes - this.capacity),

@@ -42,7 +42,7 @@ export const addMetrics = (app: Express, { telemetry }: Service, ...guards: read
   });
 };
 
-/** Creates the admin server on its own port: health, metrics, calls in flight, settings and the level of the log. */
+/** Creates the admin server on its own port: health, metrics, calls in flight, callers, settings and the level of the log. */
 export const createAdminServer = (service: Service): Server => {
   const { callers, telemetry, settings } = service;
   const app = express();
@@ -52,8 +52,11 @@ export const createAdminServer = (service: Service): Server => {
   app.get("/calls", (_, res) => {
     res.json({ calls: [...callers.flights].map(describeFlight) });
   });
+  app.get("/callers", (_, res) => {
+    res.json({ callers: describeCallers(service) });
+  });
   app.get("/settings", (_, res) => {
-    res.json(settings);
+    res.json({ ...settings, STEPD_LOG_LEVEL: telemetry.level });
   });
   app.get("/log-level", (_, res) => {
     res.json({ level: telemetry.level });
@@ -65,6 +68,15 @@ export const createAdminServer = (service: Service): Server => {
     res.status(isSet ? 200 : 400).json(isSet ? { level } : { error: `level: expected ${expected}, found ${JSON.stringify(level)}` });
   });
   return createServer({ maxHeaderSize: MAX_HEADER_BYTES }, app);
+};
+
+/** Describes the callers that have a token: what they hold, and their limits in the tokens file. */
+const describeCallers = ({ authenticator, callers }: Service) => {
+  const active = new Map([...callers.named].map((caller) => [caller.name, caller]));
+  return [...(authenticator?.identities ?? [])].map(({ name, limits }) => {
+    const caller = active.get(name);
+    return { caller: name, limits, calls: caller?.flights.size ?? 0, connections: caller?.sockets.size ?? 0, arena_bytes: caller?.arenaBytes ?? 0 };
+  });
 };
 
 /** Describes a call in flight for an operator. */

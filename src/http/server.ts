@@ -18,7 +18,7 @@ export { Callers } from "./callers.ts";
 export { HeapBudget } from "./heap.ts";
 export { createAdminServer } from "./pages.ts";
 export { readTls, type Tls, type TlsFiles, watchTls } from "./tls.ts";
-export { Tokens } from "./tokens.ts";
+export { type TokenFacts, Tokens } from "./tokens.ts";
 
 /** Node checks for timeouts this often per timeout. A timed-out request ends late by at most one check interval. */
 const CHECKS_PER_TIMEOUT = 10;

@@ -4,10 +4,10 @@
  * together. The file is read again when it changes. Only digests stay in memory.
  */
 import { createHash, timingSafeEqual } from "node:crypto";
-import { readFileSync } from "node:fs";
+import { readFileSync, statSync } from "node:fs";
 import { StepdError } from "../errors/errors.ts";
 import { watch } from "./_watch.ts";
-import { type Identity, LIMIT_NAMES } from "./callers.ts";
+import { type CallerLimits, type Identity, LIMIT_NAMES } from "./callers.ts";
 
 const LINE = /^([\w.-]{1,32})\s+([A-Za-z0-9._~+/-]+=*)((?:\s+\S+)*)$/;
 
@@ -20,14 +20,24 @@ const LOOKS_SECRET = /^[0-9a-f]{16,}$/i;
 /** Shorter tokens are easy to guess. */
 const MIN_TOKEN_LENGTH = 16;
 
+/** The permission of all other users to read a file. */
+const OTHERS_READ = 0o004;
+
 interface TokenEntry {
   readonly digest: Buffer;
   readonly identity: Identity;
 }
 
+/** Describes the tokens for the log and for `--check`, without secrets. */
+export interface TokenFacts {
+  readonly tokens: number;
+  /** The limits in force, by caller. Callers without limits are absent. */
+  readonly limits: Readonly<Record<string, CallerLimits>>;
+}
+
 export interface TokenEvents {
-  /** Called after the file has changed, with the number of tokens. An error leaves the old tokens in use. */
-  onReload(result: number | Error): void;
+  /** Called after the file has changed. An error leaves the old tokens in use. */
+  onReload(result: TokenFacts | Error): void;
 }
 
 export class Tokens implements Disposable {
@@ -42,9 +52,22 @@ export class Tokens implements Disposable {
     this.#watch = watch([path], () => events.onReload(this.#reload()));
   }
 
-  /** The names of the callers, once for each token. */
-  get names(): readonly string[] {
-    return this.#entries.map(({ identity }) => identity.name);
+  /** The callers. */
+  get identities(): readonly Identity[] {
+    return [...new Set(this.#entries.map(({ identity }) => identity))];
+  }
+
+  get facts(): TokenFacts {
+    const limited = this.identities.filter(({ limits }) => Object.keys(limits).length > 0);
+    return { tokens: this.#entries.length, limits: Object.fromEntries(limited.map(({ name, limits }) => [name, limits])) };
+  }
+
+  /** Returns a warning if users of the machine other than the owner and the group may read the file. */
+  get warning(): string | undefined {
+    const mode = statSync(this.#path).mode & 0o777;
+    return (mode & OTHERS_READ) === 0
+      ? undefined
+      : `STEPD_TOKENS_FILE: every user of this machine may read ${this.#path} (mode ${mode.toString(8).padStart(4, "0")}); chmod o-r takes that away`;
   }
 
   /** Returns the caller of an Authorization header. Throws UNAUTHENTICATED; the error does not contain the header. */
@@ -59,10 +82,10 @@ export class Tokens implements Disposable {
     return identity;
   }
 
-  #reload(): number | Error {
+  #reload(): TokenFacts | Error {
     try {
       this.#entries = parseTokens(readFileSync(this.#path, "utf8"));
-      return this.#entries.length;
+      return this.facts;
     } catch (error) {
       return error as Error;
     }

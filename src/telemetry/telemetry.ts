@@ -42,7 +42,7 @@ export interface MetricSources {
 /** What one caller has done and holds. */
 export interface CallerCounts {
   readonly name: string;
-  readonly outcomes: ReadonlyMap<string, number>;
+  readonly outcomes: Iterable<{ readonly outcome: string; readonly limit: RefusingLimit | undefined; readonly count: number }>;
   readonly bytesIn: number;
   readonly bytesOut: number;
   readonly nonFinite: number;
@@ -70,6 +70,18 @@ const REFUSALS = [
 ] as const;
 
 export type Refusal = (typeof REFUSALS)[number];
+
+/** Whose limit refused a call: see `limit` in schemas/error.schema.json. Only these refusals have the label. */
+export type RefusingLimit = "server" | "share" | "caller";
+
+const LIMIT_LABELS: Readonly<Partial<Record<Refusal, readonly RefusingLimit[]>>> = {
+  OVERLOADED: ["server", "share", "caller"],
+  PAYLOAD_TOO_LARGE: ["server", "caller"],
+};
+
+/** Returns the labels of a refusal. A refusal for want of room is the server's if it names no limit. */
+const refusalLabels = <T extends object>(labels: T, reason: string, limit: RefusingLimit | undefined): T & { readonly limit?: RefusingLimit } =>
+  reason in LIMIT_LABELS ? { ...labels, limit: limit ?? "server" } : labels;
 
 /** These default metrics of prom-client break naming rules (gauges named _total, names that end in a type) or are mostly empty. */
 const REMOVED_METRICS = [
@@ -114,7 +126,7 @@ export class Telemetry implements Disposable {
   readonly #registry = new Registry();
   readonly #requests = new Histogram("stepd_request_seconds", "Time from a call's headers to the last byte of its reply", ["method", "outcome"]);
   readonly #phases = new Histogram("stepd_phase_seconds", "Time that calls spend in each phase", ["phase"]);
-  readonly #refusals: Counter<"reason">;
+  readonly #refusals: Counter<"reason" | "limit">;
   readonly #nonFinite: Counter;
   readonly #workersLost: Counter;
   readonly #expiry: Gauge<"file">;
@@ -144,12 +156,14 @@ export class Telemetry implements Disposable {
     this.#addGauge("stepd_in_flight_bytes", "Bytes of the bodies of calls in flight that have arrived", () => this.#inFlightBytes);
     this.#refusals = new Counter({
       name: "stepd_refusals_total",
-      help: "Refused calls and requests, and connections that the server closed, by reason",
-      labelNames: ["reason"],
+      help: "Refused calls and requests, and connections that the server closed, by reason and by whose limit it was",
+      labelNames: ["reason", "limit"],
       registers,
     });
     // Prometheus sees no increase in a counter that first appears with 1, so every reason starts at 0.
-    for (const reason of REFUSALS) this.#refusals.inc({ reason }, 0);
+    for (const reason of REFUSALS) {
+      for (const limit of LIMIT_LABELS[reason] ?? [undefined]) this.#refusals.inc(refusalLabels({ reason }, reason, limit), 0);
+    }
     this.#nonFinite = new Counter({
       name: "stepd_non_finite_gradients_total",
       help: "Steps that were refused or skipped because a gradient has NaN or infinity",
@@ -234,8 +248,10 @@ export class Telemetry implements Disposable {
       ["caller"],
       byCaller(({ name }) => cache?.usedBy(name) ?? 0),
     );
-    this.#addCounter("stepd_caller_calls_total", "Calls by caller and outcome", ["caller", "outcome"], () =>
-      [...callers.named].flatMap(({ name, outcomes }) => [...outcomes].map(([outcome, count]) => [{ caller: name, outcome }, count] as const)),
+    this.#addCounter("stepd_caller_calls_total", "Calls by caller, outcome and whose limit refused them", ["caller", "outcome", "limit"], () =>
+      [...callers.named].flatMap(({ name, outcomes }) =>
+        [...outcomes].map(({ outcome, limit, count }) => [refusalLabels({ caller: name, outcome }, outcome, limit), count] as const),
+      ),
     );
     this.#addCounter("stepd_caller_bytes_total", "Bytes of received bodies and of sent replies by caller", ["caller", "direction"], () =>
       [...callers.named].flatMap(({ name, bytesIn, bytesOut }) =>
@@ -300,7 +316,10 @@ export class Telemetry implements Disposable {
   /** Sets the level of the log. Returns false for an unknown level, or if the log was silent from the start and has no stream. */
   setLevel(level: string): boolean {
     if (!this.#stream || !LOG_LEVELS.some((known) => known === level)) return false;
+    const before = this.log.level;
     this.log.level = level;
+    // The line is written at every level, because a level that hides it would hide its own cause.
+    this.log.child({}, { level: "info" }).info({ before, level_set: level }, "the level of the log was set");
     return true;
   }
 
@@ -334,10 +353,10 @@ export class Telemetry implements Disposable {
   }
 
   /** Records the duration and outcome of a finished call. */
-  recordCall(method: string, outcome: string, seconds: number): void {
+  recordCall(method: string, outcome: string, seconds: number, limit?: RefusingLimit): void {
     this.#requests.observe(seconds, method, outcome);
     const refusal = outcome === "ok" ? undefined : REFUSALS.find((reason) => reason === outcome);
-    if (refusal) this.countRefusal(refusal);
+    if (refusal) this.countRefusal(refusal, limit);
   }
 
   recordPhase(phase: Phase, seconds: number): void {
@@ -371,8 +390,8 @@ export class Telemetry implements Disposable {
   }
 
   /** Counts a rejected connection, or a rejected request that is not a call. */
-  countRefusal(reason: Refusal): void {
-    this.#refusals.inc({ reason });
+  countRefusal(reason: Refusal, limit?: RefusingLimit): void {
+    this.#refusals.inc(refusalLabels({ reason }, reason, limit));
   }
 
   countNonFinite(): void {

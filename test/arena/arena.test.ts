@@ -62,7 +62,7 @@ test("lease() throws OVERLOADED with a whole number of seconds if the block does
   const half = arena.lease(whole / 2);
   assert.throws(
     () => arena.lease(whole / 2 + 64),
-    (error: { code: string; detail: { retry_after: number } }) =>
+    (error: { code: string; detail: { limit: "server"; retry_after: number } }) =>
       error.code === "OVERLOADED" && Number.isInteger(error.detail.retry_after) && error.detail.retry_after >= 1,
   );
   assert.equal(arena.openLeases, 1, "a refused lease is not held");
@@ -77,18 +77,18 @@ test("retry_after is short while memory is freed fast or no rate is known, and l
     try {
       arena.lease(whole);
     } catch (error) {
-      return (error as { detail: { retry_after: number } }).detail.retry_after;
+      return (error as { detail: { limit: "server"; retry_after: number } }).detail.retry_after;
     }
     return 0;
   };
   const idle = new Arena(1, 0);
   const held = idle.lease(whole);
-  assert.throws(() => idle.lease(whole), { detail: { retry_after: 1, found: `${whole} bytes` } });
+  assert.throws(() => idle.lease(whole), { detail: { limit: "server", retry_after: 1, found: `${whole} bytes` } });
   held.release();
   const slow = new Arena(1, 0);
   slow.lease(64).release();
   using _ = slow.lease(whole);
-  assert.throws(() => slow.lease(whole), { detail: { retry_after: 30, found: `${whole} bytes` } });
+  assert.throws(() => slow.lease(whole), { detail: { limit: "server", retry_after: 30, found: `${whole} bytes` } });
   for (let i = 0; i < 20; i++) arena.lease(whole).release();
   assert.equal(wait(), 1);
 });

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { generateKeyPairSync } from "node:crypto";
-import { existsSync } from "node:fs";
+import { chmodSync, existsSync } from "node:fs";
 import net from "node:net";
 import { join } from "node:path";
 import { test } from "node:test";
@@ -106,7 +106,7 @@ test("--check reads every file, prints what the service would do, and exits with
     /^admin +http:\/\/127\.0\.0\.1:0$/m,
     /^memory +arena of 16 MiB, 1 worker, \d+ kernels, /m,
     /^cache +4 MiB of the arena$/m,
-    /^tokens +3 tokens of 2 callers$/m,
+    /^tokens +3 tokens of 2 callers; trainer-b calls=2$/m,
     /^TLS +"CN=train\.example", valid until \d{4}-.*; callers need a certificate of an authority$/m,
     /^receipts +signed with the key [0-9a-f]{64}$/m,
     /^stepd \S+ would start$/m,
@@ -114,6 +114,12 @@ test("--check reads every file, prints what the service would do, and exits with
     assert.match(stdout, line);
   assert.ok(stdout.includes(`shared folder  ${folder.path}\n`), stdout);
   assert.doesNotMatch(stdout, /0123456789abcdef(?![0-9a-f])/, "no token is printed");
+  const checkWithMode = (mode: number) => {
+    chmodSync(tokens, mode);
+    return check(["--tokens-file", tokens]);
+  };
+  assert.match((await checkWithMode(0o644)).stdout, /^warning: STEPD_TOKENS_FILE: every user of this machine may read \S+tokens \(mode 0644\)/m);
+  assert.doesNotMatch((await checkWithMode(0o640)).stdout, /warning/);
 });
 
 test("--check reports every problem by the name of its setting, and exits with 1", async () => {
@@ -164,6 +170,23 @@ test("--check warns of an expired certificate and of the clients' token", async 
   assert.equal(code, 0, stdout);
   assert.match(stdout, /^warning: STEPD_TOKEN is a setting of clients/m);
   assert.match(stdout, /^warning: the certificate "CN=old" has expired, on 2021-01-01T00:00:00\.000Z$/m);
+});
+
+test("all invalid settings are reported at once", async () => {
+  using folder = new Folder();
+  const file = folder.write("stepd.env", "STEPD_CACHE_MIB=many\n");
+  const { code, stderr } = await check(["--port", "70000"], {
+    STEPD_SETTINGS_FILE: file,
+    STEPD_LOG_LEVEL: "loud",
+    STEPD_PROT: "1",
+    STEPD_TLS_KEY_FILE: "key.pem",
+  });
+  const names = stderr.split("\n").map((line) => /^stepd: (.*): expected .*, found /.exec(line)?.[1]);
+  assert.deepEqual(
+    [code, names.sort()],
+    [2, ["--port", `${file}: STEPD_CACHE_MIB`, "STEPD_LOG_LEVEL", "STEPD_PROT", "STEPD_TLS_CERT_FILE", undefined].sort()],
+    stderr,
+  );
 });
 
 test("--check of an invalid setting is wrong usage, as without it", async () => {

@@ -35,7 +35,7 @@ test("a call without room gets 429 with Retry-After instead of 100, and other ca
     assert.match(reply.body.toString("latin1"), /OVERLOADED/);
   }
   await second.hold(3 * MIB);
-  assert.equal(await service.metric('stepd_refusals_total{reason="OVERLOADED"}'), 2);
+  assert.equal(await service.metric('stepd_refusals_total{reason="OVERLOADED",limit="server"}'), 2);
   first.socket.destroy();
   await untilMetric(service, "stepd_arena_used_bytes", (bytes) => bytes < 4 * MIB);
   using third = await RawClient.connect(service);

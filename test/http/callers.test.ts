@@ -77,7 +77,9 @@ test("a caller alone may use the whole arena; when it is full, the largest share
   assert.equal(await announce(service, "bob", 5), 429, "the shares are 6 and 7 now, so nothing gives way");
   assert.equal(await metric(service, 'stepd_caller_arena_bytes{caller="alice"}'), 6 * MIB, "the older call goes on");
   assert.equal(first.socket.destroyed, false);
-  assert.ok((await metric(service, 'stepd_caller_calls_total{caller="alice",outcome="OVERLOADED"}')) >= 2);
+  const refusals = (limit: string) => metric(service, `stepd_caller_calls_total{caller="alice",outcome="OVERLOADED",limit="${limit}"}`);
+  assert.deepEqual([await refusals("server"), await refusals("share")], [1, 1]);
+  assert.equal(await metric(service, 'stepd_refusals_total{reason="OVERLOADED",limit="share"}'), 1);
 });
 
 test("a call ends no other call if it would have no room even then", async () => {
@@ -133,6 +135,12 @@ test("limits in the tokens file hold for all calls of a caller, and the error na
   client.socket.destroy();
   await until(async () => (await metric(service, 'stepd_caller_in_flight_requests{caller="alice"}')) === 0, "the end of alice's call");
   assert.equal(await announce(service, "alice", 9), 413, "no retry can succeed");
+  for (const series of [
+    'stepd_refusals_total{reason="OVERLOADED",limit="caller"}',
+    'stepd_refusals_total{reason="PAYLOAD_TOO_LARGE",limit="caller"}',
+    'stepd_caller_calls_total{caller="alice",outcome="OVERLOADED",limit="caller"}',
+  ])
+    assert.equal(await metric(service, series), 1, series);
   const both = await Promise.all([step(service, "bob"), step(service, "bob")]);
   assert.deepEqual(both.map(({ status }) => status).sort(), [200, 429]);
   assert.equal((await step(service, "carol", sgdBody(1000, 2))).status, 200, "a body may exceed a second's bytes");
@@ -148,7 +156,7 @@ test("limits in the tokens file hold for all calls of a caller, and the error na
 });
 
 test("an operator sees the calls in flight, the settings and a line for each call, and sets the level of the log", async () => {
-  await using service = await serve({}, { STEPD_ACCESS_LOG: "on", STEPD_LOG_LEVEL: "info" });
+  await using service = await serve({ carol: "calls=3" }, { STEPD_ACCESS_LOG: "on", STEPD_LOG_LEVEL: "info" });
   using client = await keep(service, "alice", 4);
   const { calls } = JSON.parse(await ofAdmin(service, "/calls")) as { calls: readonly Record<string, unknown>[] };
   assert.equal(calls.length, 1);
@@ -156,8 +164,9 @@ test("an operator sees the calls in flight, the settings and a line for each cal
   assert.deepEqual(call, { caller: "alice", peer: "127.0.0.1", method: "unknown", phase: "receive", body_bytes: 4 * MIB, arena_bytes: 4 * MIB });
   assert.ok(typeof id === "string" && Number(seconds) > 0);
   assert.equal(client.socket.destroyed, false);
-  const settings = JSON.parse(await ofAdmin(service, "/settings")) as Record<string, unknown>;
-  assert.deepEqual([settings["STEPD_ARENA_MIB"], settings["STEPD_ACCESS_LOG"]], [16, "on"]);
+  const settings = async () => JSON.parse(await ofAdmin(service, "/settings")) as Record<string, unknown>;
+  const { STEPD_ARENA_MIB, STEPD_ACCESS_LOG, STEPD_LOG_LEVEL } = await settings();
+  assert.deepEqual([STEPD_ARENA_MIB, STEPD_ACCESS_LOG, STEPD_LOG_LEVEL], [16, "on", "info"]);
   const lines = () =>
     service.log
       .join("")
@@ -166,12 +175,17 @@ test("an operator sees the calls in flight, the settings and a line for each cal
       .map((text) => JSON.parse(text) as Record<string, unknown>);
   await step(service, "bob");
   await until(async () => lines().length === 1, "the line of the call");
+  const { callers } = JSON.parse(await ofAdmin(service, "/callers")) as { callers: readonly Record<string, unknown>[] };
+  assert.deepEqual(callers[0], { caller: "alice", limits: {}, calls: 1, connections: 1, arena_bytes: 4 * MIB });
+  assert.deepEqual(callers[2], { caller: "carol", limits: { calls: 3 }, calls: 0, connections: 0, arena_bytes: 0 });
   const [line] = lines();
   assert.deepEqual([line?.["caller"], line?.["method"], line?.["outcome"], line?.["peer"]], ["bob", "optimizer.step", "ok", "127.0.0.1"]);
   assert.deepEqual(Object.keys(line?.["phases"] ?? {}), ["receive", "queue", "compute", "send"]);
   assert.ok(Number(line?.["bytes_in"]) > 0 && Number(line?.["bytes_out"]) > 0);
   assert.equal(await metric(service, 'stepd_caller_bytes_total{caller="bob",direction="in"}'), line?.["bytes_in"]);
   assert.equal(await ofAdmin(service, "/log-level/warn", { method: "PUT" }), '{"level":"warn"}');
+  assert.equal((await settings())["STEPD_LOG_LEVEL"], "warn", "the level in force, not that of the start");
+  await until(async () => /"before":"info","level_set":"warn","msg":"the level of the log was set"/.test(service.log.join("")), "the line of the change");
   await step(service, "bob");
   assert.match(await ofAdmin(service, "/log-level/loud", { method: "PUT" }), /level: expected one of trace, debug, info, .*, found \\?"loud/);
   assert.equal(await ofAdmin(service, "/log-level"), '{"level":"warn"}');

@@ -63,4 +63,5 @@ export const phaseSeries = (phase: string): string => `stepd_phase_seconds_count
 export const phaseSecondsSeries = (phase: string): string => `stepd_phase_seconds_sum{phase="${phase}"}`;
 export const byteSeries = (direction: "in" | "out"): string => `stepd_bytes_total{direction="${direction}"}`;
 export const elementSeries = (optimizer: string, dtype: string): string => `stepd_elements_total{optimizer="${optimizer}",dtype="${dtype}"}`;
-export const refusalSeries = (reason: string): string => `stepd_refusals_total{reason="${reason}"}`;
+export const refusalSeries = (reason: string, limit = "server"): string =>
+  `stepd_refusals_total{reason="${reason}"${["OVERLOADED", "PAYLOAD_TOO_LARGE"].includes(reason) ? `,limit="${limit}"` : ""}}`;

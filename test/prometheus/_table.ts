@@ -2,7 +2,8 @@
  * Makes the table of all metrics in docs/metrics.md from a real server's exposition. `node test/prometheus/_table.ts` writes
  * the table, and a test compares it.
  */
-import { readFileSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import os from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { JSON_TYPE, TestService } from "../support/service.ts";
@@ -40,15 +41,27 @@ const tableOf = (text: string): string => {
   return [["metric", "type", "labels", "unit", "meaning"], ["---", "---", "---", "---", "---"], ...rows].map((row) => `| ${row.join(" | ")} |`).join("\n");
 };
 
-/** Returns the page with a new table. The server takes a step first, so that every metric has its labels. */
+const TOKEN = "0123456789abcdef";
+
+/** Returns the page with a new table. The server has a token and takes a step first, so that every metric has its labels. */
 export const withTable = async (text: string): Promise<string> => {
+  const scratch = mkdtempSync(join(os.tmpdir(), "stepd-table-"));
+  using _ = { [Symbol.dispose]: () => rmSync(scratch, { recursive: true }) };
+  const tokens = join(scratch, "tokens");
+  writeFileSync(tokens, `trainer ${TOKEN} json_mib=1\n`, { mode: 0o600 });
   // A small young generation triggers a garbage collection soon.
-  await using service = await TestService.start({}, ["--max-semi-space-size=1"]);
-  const tensor = { w: { shape: [1], values: [1] } };
-  await (await service.post("/v1/step", JSON.stringify({ optimizer: { name: "sgd" }, params: tensor, grads: tensor }), JSON_TYPE)).text();
+  await using service = await TestService.start({ STEPD_TOKENS_FILE: tokens, STEPD_ADMIN_PORT: "0" }, ["--max-semi-space-size=1"]);
+  const step = async (values: readonly number[]): Promise<void> => {
+    const tensor = { w: { shape: [values.length], values } };
+    const body = JSON.stringify({ optimizer: { name: "sgd" }, params: tensor, grads: tensor });
+    await (await service.post("/v1/step", body, JSON_TYPE, { Authorization: `Bearer ${TOKEN}` })).arrayBuffer();
+  };
+  await step([1]);
+  // A limit of the caller refuses this step, because only refusals for want of room have the label of the limit.
+  await step(Array<number>(2 ** 19).fill(1));
   // The metric of garbage collections has labels only after the first collection.
   let metrics = "";
-  while (!metrics.includes("nodejs_gc_duration_seconds_count{") || !metrics.includes("stepd_request_seconds_count{")) {
+  while (!metrics.includes("nodejs_gc_duration_seconds_count{") || !metrics.includes('outcome="PAYLOAD_TOO_LARGE"')) {
     metrics = await exposition(service);
     await delay(10);
   }

@@ -1746,9 +1746,9 @@ found?: undefined | string
  */
 retry_after?: undefined | number
 /**
- * Whose limit refused an OVERLOADED call: that of the server, or that of the caller or its share.
+ * Whose limit refused the call: `server` if the server is full, `share` if it is full and this caller holds the largest share of it, `caller` for a limit of this caller.
  */
-limit?: undefined | ("server" | "caller")
+limit?: undefined | ("server" | "share" | "caller")
 /**
  * The first of the tensors concerned.
  */

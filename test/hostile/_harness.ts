@@ -83,7 +83,7 @@ export const checkNothingIsLeft = (): void => {
 export const CALLER_TEXT = "hostile_mark";
 
 const LABELS =
-  /^(?:method (?:unknown|batch|optimizer\.\w+|state\.\w+|schedule\.\w+|rpc\.discover)|outcome (?:ok|[A-Z_]+)|phase \w+|direction (?:in|out)|file (?:certificate|client_ca)|result (?:hit|miss)|optimizer [a-z]+|dtype [A-Z0-9]+|reason [A-Z_]+|version [\d.]+|node v[\d.]+|le [\d.+Inf]+)$/;
+  /^(?:method (?:unknown|batch|optimizer\.\w+|state\.\w+|schedule\.\w+|rpc\.discover)|outcome (?:ok|[A-Z_]+)|phase \w+|direction (?:in|out)|file (?:certificate|client_ca)|result (?:hit|miss)|optimizer [a-z]+|dtype [A-Z0-9]+|reason [A-Z_]+|version [\d.]+|node v[\d.]+|limit (?:server|share|caller)|le [\d.+Inf]+)$/;
 
 export const TENSORS: TestTensors = {
   w: { shape: [2, 2], data: Float32Array.of(1, 2, 3, 4) },

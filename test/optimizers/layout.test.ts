@@ -377,7 +377,7 @@ const withName = (file: Buffer): Buffer => Buffer.from(file.toString("latin1").r
 const withSpace = (state: Buffer | null): Buffer => {
   const file = state as Buffer;
   const end = 8 + file.readUInt32LE(0);
-  const header = file.toString("latin1", 8, end).replace('"revision":"1"}', '"revision": "1"}').trimEnd();
+  const header = file.toString("latin1", 8, end).replace('"revision":"', '"revision": "').trimEnd();
   const length = Buffer.alloc(8);
   length.writeBigUInt64LE(BigInt(header.length));
   return Buffer.concat([length, Buffer.from(header, "latin1"), file.subarray(end)]);

@@ -24,7 +24,7 @@ const rooms: Readonly<Record<string, Room>> = {
   cli: {
     rooms: ["rpc", "blobs", "engine", "codec", "arena", "pool", "receipts", "telemetry", "errors", "generated"],
     packages: ["cli-progress"],
-    roots: ["check", "config", "serve", "service"],
+    roots: ["check", "config", "serve", "version"],
   },
   http: { rooms: ["rpc", "codec", "telemetry", "errors"], packages: ["express", "cors", "limiter"] },
   rpc: {
@@ -50,7 +50,7 @@ const rooms: Readonly<Record<string, Room>> = {
 
 const dependencies = Object.keys((JSON.parse(readFileSync(join(root, "package.json"), "utf8")) as { dependencies: object }).dependencies);
 const packages = [...dependencies, "ajv/dist/2020.js", "node:worker_threads", "left-pad"];
-const roots = ["main", "serve", "service", "check", "config", "inputs", "listen", "machine"];
+const roots = ["main", "serve", "service", "check", "config", "inputs", "listen", "machine", "version"];
 const files = roots.map((name) => `../${name}.ts`);
 
 const copy = mkdtempSync(join(os.tmpdir(), "stepd-imports-"));

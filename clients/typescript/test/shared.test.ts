@@ -249,7 +249,7 @@ suite("arrays and states that the caller changes", () => {
         let state: State | null = null;
         for (let step = 1; step <= 3; step++) {
           ({ state } = await client.step({ optimizer: adamw, params, grads: params, state }));
-          assert.deepEqual([state.optimizer, state.revision, state.steps["bias"], [...state.parameters].sort()], ["adamw", 1, step, ["bias", "layer.weight"]]);
+          assert.deepEqual([state.optimizer, state.revision, state.steps["bias"], [...state.parameters].sort()], ["adamw", 2, step, ["bias", "layer.weight"]]);
           assert.equal(state.sizes.get("bias"), 2 * 400 + 8);
         }
         assert.equal(stateOf(bodies[2]), writtenBy(bodies[1]));

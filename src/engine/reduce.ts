@@ -335,7 +335,7 @@ class Reduction {
       workBytes += parts.length * TABLE_ENTRY_BYTES;
       for (const target of this.#ranges(tensor, outOf.get(combined.name) ?? 0, isFinished ? 0 : kept, table, workBytes)) {
         targets.push(target);
-        workBytes += sumBytes(target.elements, parts.length);
+        workBytes += sumBytes(target.elements, target.columns.width);
         if (targets.length % ITEMS_PER_YIELD === 0) yield;
       }
       if (!isFinished) kept += combined.elements * SUM_BYTES;
@@ -357,7 +357,7 @@ class Reduction {
     const divisor = isMean ? (method.divisor ?? tensor.weight) : count - 2 * cut;
     const paramDtype = combined.param?.dtype ?? "F32";
     const scalars = [count, divisor, FORMS.indexOf(form), DTYPES.indexOf(paramDtype), combined.isWide ? 1 : 0, cut];
-    const columns: Columns = { first: 0, width: count };
+    const columns: Columns = { first: 0, width: isMean ? count + 1 : count };
     const kernel = this.#kernel(isMean ? "reduce_mean" : "reduce_sorted");
     const outputBytes = combined.isWide ? 8 : 4;
     const param = form === "params" ? tensorAt(PARAMS, PARAM_AT, paramDtype) : absent;
@@ -383,7 +383,7 @@ class Reduction {
         parts,
         columns,
       };
-      sumsOffset += sumBytes(elements, count);
+      sumsOffset += sumBytes(elements, columns.width);
     }
   }
 }
@@ -428,7 +428,7 @@ export const reduce = async (options: ReduceOptions, files: ReduceFiles, lease: 
     if (nonFinite === "propagate") break;
     const found = await run(nonFiniteUpdates(layout.targets, runner));
     if (found.size === 0) break;
-    if (nonFinite === "error") throw nonFiniteError(found, files.prefix);
+    if (nonFinite === "error" || found.has(ACCUMULATOR)) throw nonFiniteError(found, files.prefix);
     for (const update of found.keys()) dropped.add(update);
     // The new layout has fewer updates, so it fits into the same memory.
     layout = await run(reduction.layout(dropped));
@@ -491,7 +491,10 @@ export function* jobsOf<T extends Target>(targets: readonly T[]): Generator<read
   if (first < targets.length) yield targets.slice(first);
 }
 
-/** Maps the index of each update that is not finite to the names of its tensors with NaN or infinity. */
+/** The index that stands for the accumulator among the updates. */
+const ACCUMULATOR = -1;
+
+/** Maps the index of each update that is not finite, or ACCUMULATOR, to the names of its tensors with NaN or infinity. */
 function* nonFiniteUpdates(targets: readonly ReduceTarget[], runner: Runner): Task<ReadonlyMap<number, ReadonlySet<string>>> {
   const found = new Map<number, Set<string>>();
   let checked = 0;
@@ -499,7 +502,8 @@ function* nonFiniteUpdates(targets: readonly ReduceTarget[], runner: Runner): Ta
     for (const [index, flag] of runner.total(target, target.columns).entries()) {
       if (++checked % CHEAP_ITEMS_PER_YIELD === 0) yield;
       if (flag === 0) continue;
-      const { update } = target.parts[index] as TensorUpdate;
+      // A mean has one flag more, for the earlier sum.
+      const update = target.parts[index]?.update ?? ACCUMULATOR;
       const names = found.get(update) ?? new Set();
       found.set(update, names.add(target.name));
     }
@@ -518,8 +522,8 @@ const nonFiniteError = (found: ReadonlyMap<number, ReadonlySet<string>>, prefix:
   const others = found.size > 1 ? `, and in ${found.size - 1} more updates` : "";
   return StepdError.mismatch(
     "NON_FINITE_GRADIENT",
-    `${prefix}/updates/${update}/tensors`,
-    "finite values (or non_finite drop or propagate)",
+    update === ACCUMULATOR ? `${prefix}/accumulator` : `${prefix}/updates/${update}/tensors`,
+    update === ACCUMULATOR ? "finite sums (or non_finite propagate)" : "finite values (or non_finite drop or propagate)",
     `NaN or infinity in ${named.join(", ")}${more}${others}`,
     names.slice(0, MAX_NAMED_TENSORS),
   );

@@ -4,7 +4,7 @@
  * `table` has an entry of 32 bytes for each update, in the order of the arithmetic: address u32, dtype u32, weight f64, address of
  * the scales u32, 4 unused bytes, elements per scale f64. Dtypes: 0 F32, 1 F64, 2 BF16, 3 F16, 4 I8, whose values are multiplied by
  * float32 scales. `index` is the tensor's index of the shard's first element, plus one. `flags` receives one float64 per entry:
- * 1 if the update has NaN or infinity in this shard, else 0.
+ * 1 if the update has NaN or infinity in this shard, else 0. The mean has one more, for the earlier sum.
  */
 import { scalar } from "./_lanes";
 import { storeSum } from "./_reduce";
@@ -132,13 +132,16 @@ export function reduce_mean(
   scalars: usize,
 ): void {
   const entries = <usize>scalar(scalars, 0);
-  memory.fill(flags, 0, 8 * entries);
+  memory.fill(flags, 0, 8 * (entries + 1));
   const row = scratch + 8 * ROW;
   for (let at: usize = 0; at < count; at += ROW) {
     const size = min(ROW, count - at);
     const sum = kept === 0 ? scratch : kept + 8 * at;
     if (earlier === 0) memory.fill(sum, 0, 8 * size);
-    else memory.copy(sum, earlier + 8 * at, 8 * size);
+    else {
+      memory.copy(sum, earlier + 8 * at, 8 * size);
+      if (hasNonFinite(sum, size)) store<f64>(flags + 8 * entries, 1);
+    }
     for (let k: usize = 0; k < entries; k++) {
       const entry = table + ENTRY * k;
       if (readRow(entry, index - 1 + at, row, size)) store<f64>(flags + 8 * k, 1);

@@ -268,6 +268,23 @@ suite("updates that are not like the others", () => {
     assert.ok(Number.isFinite(gradsOf(reply)["w"]?.values[1]));
   });
 
+  test("an accumulator with NaN or infinity is refused with its tensor, unless non_finite is propagate", async () => {
+    for (const spoiler of [spoilt[0], spoilt[2]]) {
+      const { accumulator } = await call([spoiler as Weighted], { form: "deltas", finish: false, non_finite: "propagate" });
+      for (const non_finite of ["error", "drop"]) {
+        for (const finish of [true, false]) {
+          await assert.rejects(call([clean[1] as Weighted], { form: "deltas", accumulator, finish, non_finite }), ({ data, message }: RpcError & Error) => {
+            assert.deepEqual([data.name, data.field], ["NON_FINITE_GRADIENT", "/accumulator"]);
+            assert.match(message, /finite sums \(or non_finite propagate\), found NaN or infinity in "w"/);
+            return true;
+          });
+        }
+      }
+      const reply = await call([clean[1] as Weighted], { form: "deltas", accumulator, non_finite: "propagate" });
+      assert.ok(!Number.isFinite(gradsOf(reply)["w"]?.values[2]));
+    }
+  });
+
   test("missing renormalize combines each tensor over the updates that have it", async () => {
     const [first, second, third] = clean as [Weighted, Weighted, Weighted];
     const { w, ...others } = second.tensors;

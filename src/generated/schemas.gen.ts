@@ -2658,10 +2658,9 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
           "d0": {
             "type": "number",
             "default": 0.000001,
-            "minimum": -3.4028234663852886e+38,
+            "exclusiveMinimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Estimate of the distance before the first step",
-            "exclusiveMinimum": 0
+            "description": "Estimate of the distance before the first step"
           },
           "d_coef": {
             "type": "number",

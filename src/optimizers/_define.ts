@@ -8,7 +8,14 @@ const FLOAT32_MAX = 3.4028234663852886e38;
 
 /** A hyperparameter as a JSON Schema with a default. A hyperparameter without a default is required. */
 export type Hyperparameter =
-  | { readonly type: "number"; readonly default?: number; readonly minimum?: number; readonly maximum?: number; readonly description: string }
+  | {
+      readonly type: "number";
+      readonly default?: number;
+      readonly minimum?: number;
+      readonly exclusiveMinimum?: number;
+      readonly maximum?: number;
+      readonly description: string;
+    }
   | { readonly type: "boolean"; readonly default: boolean; readonly description: string }
   | {
       readonly type: readonly ["number", "null"];
@@ -210,6 +217,10 @@ export const number = <const D extends number | undefined>(initial: D, descripti
     maximum: FLOAT32_MAX,
     description,
   }) as const;
+
+/** Declares a finite number above 0, within the range of float32. */
+export const positive = <const D extends number>(initial: D, description: string) =>
+  ({ type: "number", default: initial as number, exclusiveMinimum: 0, maximum: FLOAT32_MAX, description }) as const;
 
 /** Declares a finite number of at least zero. */
 export const rate = <const D extends number | undefined>(initial: D, description: string) => number(initial, description, 0);

@@ -1,6 +1,6 @@
 import { repeatedSquaring } from "../math/power.ts";
 import { eps, momentBetas } from "./_adam.ts";
-import { defineOptimizer, flag, number, optional, rate, type StepContext } from "./_define.ts";
+import { defineOptimizer, flag, optional, positive, rate, type StepContext } from "./_define.ts";
 
 interface Values {
   readonly betas: readonly [number, number];
@@ -84,7 +84,7 @@ export default defineOptimizer({
     decouple: flag("Subtract rate*weight_decay times the parameter from it; false adds weight_decay times the parameter to the gradient", true),
     use_bias_correction: flag("Correct the bias of the moments in the step size (optax: always)"),
     safeguard_warmup: flag("Leave lr out of s, for schedules that begin with small rates"),
-    d0: { ...number(1e-6, "Estimate of the distance before the first step"), exclusiveMinimum: 0 },
+    d0: positive(1e-6, "Estimate of the distance before the first step"),
     d_coef: rate(1, "Factor of the estimate"),
     growth_rate: { ...optional("Largest factor by which d grows in a step; null for no limit"), minimum: 1 },
   },

@@ -73,6 +73,7 @@ const BLOCKS: Readonly<Record<string, readonly (readonly [begin: string, how: ty
   ],
   "docs/jax.md": [["pip install", by("clients/python/tests/test_install.py")]],
   "docs/keras.md": [["pip install", exempt("clients/python/tests/trainers/test_keras.py runs the page's code")]],
+  "docs/operations.md": [["kubectl port-forward", CLUSTER]],
   "docs/recipes/dashboards.md": [
     ["docker compose", ENGINE],
     ["prometheus --config.file", by("test/prometheus/scrape.test.ts")],

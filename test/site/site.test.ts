@@ -25,7 +25,7 @@ interface Item {
 const linksOf = (items: readonly Item[]): readonly string[] => items.flatMap(({ link, items: inner = [] }) => [...(link ? [link] : []), ...linksOf(inner)]);
 
 /** These pages belong to a folder of the tests, and other pages link to them. */
-const UNLISTED = ["/test/conformance/", "/test/vectors/record/"];
+const UNLISTED = ["/test/conformance/", "/test/suites/", "/test/vectors/record/"];
 
 /** Returns the built pages by path, such as docs/cli.html. */
 const builtPages = (): ReadonlyMap<string, string> =>
